@@ -1,0 +1,128 @@
+"""A node's parameters, declared once in a table, read and checked in configure.
+
+A wrong value from YAML or the command line does not keep the node from starting: it is kept as a problem, and `read()`, which
+every node calls in configure, refuses with the remedy. So a launch shows one readable error and the node can be put right with
+`ros2 param set` and configured again.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
+from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
+from rclpy.node import Node
+
+# Declared by rclpy itself, or meant for it.
+_OF_RCLPY = ("use_sim_time", "start_type_description_service", "qos_overrides.")
+
+
+class ParameterError(ValueError):
+    """A parameter has a value that the node cannot work with; the message says which and what would do."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter. Its type is the default's: bool, int, float, str, or a tuple (not empty) of one of them.
+
+    unit: of the value, "" where it has none. minimum, maximum: inclusive, both or neither. choices: the only values allowed.
+    """
+
+    name: str
+    default: Any
+    description: str
+    unit: str = ""
+    minimum: float | None = None
+    maximum: float | None = None
+    choices: tuple[Any, ...] = ()
+
+    @property
+    def constraints(self) -> str:
+        """What a value must be, in words."""
+        kind = _kind(self.default)
+        if self.choices:
+            return "one of " + ", ".join(map(repr, self.choices))
+        unit = f", {self.unit}" if self.unit else ""
+        if self.minimum is None:
+            return kind + unit
+        return f"{kind} from {self.minimum:g} to {self.maximum:g}{unit}"
+
+    def descriptor(self) -> ParameterDescriptor:
+        unit = f" [{self.unit}]" if self.unit else ""
+        descriptor = ParameterDescriptor(name=self.name, description=self.description + unit, additional_constraints=self.constraints)
+        if self.minimum is not None and self.maximum is not None:
+            if isinstance(self.default, float):
+                descriptor.floating_point_range = [FloatingPointRange(from_value=float(self.minimum), to_value=float(self.maximum))]
+            else:
+                descriptor.integer_range = [IntegerRange(from_value=int(self.minimum), to_value=int(self.maximum))]
+        return descriptor
+
+    def problem(self, value: Any) -> str | None:
+        """Why this value of the right type will not do, or None."""
+        values = value if isinstance(self.default, tuple) else (value,)
+        if any(isinstance(v, float) and not math.isfinite(v) for v in values):
+            return f"{self.name} is {value}: give a finite {self.constraints}"
+        if self.choices and any(v not in self.choices for v in values):
+            return f"{self.name} is {value!r}: give {self.constraints}{_closest(str(value), self.choices)}"
+        return None
+
+
+class Parameters:
+    """Declares a table of parameters on a node and reads them back."""
+
+    def __init__(self, node: Node, table: Sequence[Parameter]) -> None:
+        self._node = node
+        self._table = {parameter.name: parameter for parameter in table}
+        self._problems: dict[str, str] = {}
+        overrides = getattr(node, "_parameter_overrides", {})  # private, but the only way to see a misspelt name
+        for parameter in table:
+            default = list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default
+            try:
+                node.declare_parameter(parameter.name, default, parameter.descriptor())
+            except (InvalidParameterTypeException, InvalidParameterValueException):
+                given = overrides[parameter.name].value
+                hint = f" (write {float(given)})" if isinstance(parameter.default, float) and type(given) is int else ""
+                self._problems[parameter.name] = f"{parameter.name} is {given!r}: give {parameter.constraints}{hint}"
+                node.declare_parameter(parameter.name, default, parameter.descriptor(), ignore_override=True)
+        for name in overrides:
+            if name not in self._table and not node.has_parameter(name) and not name.startswith(_OF_RCLPY):
+                self._problems[name] = f"there is no parameter {name!r}{_closest(name, self._table)} (correct or remove it)"
+        node.add_on_set_parameters_callback(self._on_set)
+
+    def read(self) -> SimpleNamespace:
+        """Every parameter by name (dots become underscores); arrays as tuples. Raises ParameterError naming all that are wrong."""
+        values = {name: self._node.get_parameter(name).value for name in self._table}
+        problems = dict(self._problems)
+        for name, parameter in self._table.items():
+            if isinstance(parameter.default, tuple):
+                values[name] = tuple(values[name])
+            if name not in problems and (problem := parameter.problem(values[name])):
+                problems[name] = problem
+        if problems:
+            raise ParameterError("; ".join(problems.values()))
+        return SimpleNamespace(**{name.replace(".", "_"): value for name, value in values.items()})
+
+    def _on_set(self, changed: Sequence[Any]) -> SetParametersResult:
+        for parameter in changed:
+            known = self._table.get(parameter.name)
+            if known is not None and (problem := known.problem(parameter.value)):
+                return SetParametersResult(successful=False, reason=problem)
+        for parameter in changed:
+            self._problems.pop(parameter.name, None)
+        return SetParametersResult(successful=True)
+
+
+def _kind(default: Any) -> str:
+    if isinstance(default, tuple):
+        return f"array of {_kind(default[0])}"
+    return {bool: "true or false", int: "whole number", float: "number with a decimal point", str: "text"}[type(default)]
+
+
+def _closest(given: str, known: Any) -> str:
+    match = difflib.get_close_matches(given, [str(k) for k in known], n=1)
+    return f"; did you mean {match[0]!r}?" if match else ""

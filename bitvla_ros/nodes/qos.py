@@ -1,0 +1,41 @@
+"""The quality of service of every topic of the graph, in one place."""
+
+from __future__ import annotations
+
+from rclpy.duration import Duration
+from rclpy.qos import (
+    QoSDurabilityPolicy,
+    QoSHistoryPolicy,
+    QoSLivelinessPolicy,
+    QoSProfile,
+    QoSReliabilityPolicy,
+    qos_profile_sensor_data,
+)
+
+SENSOR = qos_profile_sensor_data
+
+# The last value counts and a late subscriber gets it: task, instruction, simulation_state, and every input in lockstep.
+LATCHED = QoSProfile(
+    history=QoSHistoryPolicy.KEEP_LAST,
+    depth=1,
+    reliability=QoSReliabilityPolicy.RELIABLE,
+    durability=QoSDurabilityPolicy.TRANSIENT_LOCAL,
+)
+
+# No lifespan: the player refuses by age and epoch. A publisher that died or hangs is noticed within the lease.
+LIVELINESS_LEASE = Duration(nanoseconds=60_000_000)
+CHUNK = QoSProfile(
+    history=QoSHistoryPolicy.KEEP_LAST,
+    depth=1,
+    reliability=QoSReliabilityPolicy.RELIABLE,
+    durability=QoSDurabilityPolicy.VOLATILE,
+    liveliness=QoSLivelinessPolicy.AUTOMATIC,
+    liveliness_lease_duration=LIVELINESS_LEASE,
+)
+
+COMMAND = QoSProfile(history=QoSHistoryPolicy.KEEP_LAST, depth=1, reliability=QoSReliabilityPolicy.RELIABLE)
+
+
+def state_qos(synchronised: bool) -> QoSProfile:
+    """Of cameras, joint states and poses: sensor data, or reliable and latched where a simulator waits for an answer to each tick."""
+    return LATCHED if synchronised else SENSOR
