@@ -1,0 +1,20 @@
+# The ROS wheels on PyPI export an include directory of the container that built them, and CMake refuses a target that names a
+# directory that is not there. Drop such directories once all packages have been found. A ROS from apt has none: nothing happens.
+function(bitvla_drop_missing_include_directories)
+  get_property(targets DIRECTORY PROPERTY IMPORTED_TARGETS)
+  foreach(target IN LISTS targets)
+    get_target_property(directories ${target} INTERFACE_INCLUDE_DIRECTORIES)
+    if(NOT directories)
+      continue()
+    endif()
+    set(present "")
+    foreach(directory IN LISTS directories)
+      if(NOT IS_ABSOLUTE "${directory}" OR EXISTS "${directory}")
+        list(APPEND present "${directory}")
+      endif()
+    endforeach()
+    set_target_properties(${target} PROPERTIES INTERFACE_INCLUDE_DIRECTORIES "${present}")
+  endforeach()
+endfunction()
+
+cmake_language(DEFER CALL bitvla_drop_missing_include_directories)
