@@ -1,0 +1,240 @@
+"""The player: action chunks in, one command a control step out.
+
+Each action is played when the model meant it. In `realtime` the measured age of a chunk's observation says which action is due
+and elapsed ones are dropped, unless the arm has held still since the observation: then nothing of the plan has elapsed and it
+starts at action 0. In `lockstep` a chunk is computed from the very tick at which it starts, so its age is zero by construction.
+No clocks are read here: `now` is an argument, nanoseconds of ROS time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..policy.chunk import ACTION_DIM, OSC_POSE, ActionChunk
+from .command import ArmState, Command
+
+_REST = np.zeros(ACTION_DIM, np.float32)
+
+
+class Refusal(str, Enum):
+    """Why a chunk was refused."""
+
+    NO_TASK = "no_task"
+    EPOCH = "epoch"
+    CONTROL_MODE = "control_mode"
+    FRAME = "frame"
+    RATE = "rate"
+    DIMENSION = "dimension"
+    NON_FINITE = "non_finite"
+    STALE = "stale"
+    BACKWARD = "backward"
+    FUTURE = "future"
+    NOT_ASKED = "not_asked"
+
+
+class ChunkRefused(Exception):
+    """A chunk that will not be played. `reason` says why in one word, the message in a sentence."""
+
+    def __init__(self, reason: Refusal, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class PlayerConfig:
+    """How chunks are played. Seconds, metres and radians.
+
+    control_hz: rate of the control steps; chunks made for another rate are refused.
+    replan_steps: actions of a chunk played before the next chunk takes over; 0: all of them.
+    The rest matters in realtime only.
+    max_age: oldest observation whose chunk a moving arm still follows.
+    max_age_still: the same for an arm that held still since the observation.
+    max_future: tolerated lead of an observation's stamp over our clock.
+    still_position, still_angle: the measured pose may wander so far and the arm still counts as still.
+    fade_steps: steps in which a new chunk's first actions are blended with what was commanded last.
+    ramp_steps: steps in which the offset goes to zero after the last action of a chunk.
+    """
+
+    control_hz: float = 20.0
+    replan_steps: int = 0
+    max_age: float = 0.4
+    max_age_still: float = 10.0
+    max_future: float = 0.05
+    still_position: float = 0.002
+    still_angle: float = 0.01
+    fade_steps: int = 2
+    ramp_steps: int = 4
+
+    def __post_init__(self) -> None:
+        if not self.control_hz > 0:
+            raise ValueError(f"control_hz is {self.control_hz}; a control rate is above 0 Hz")
+        for name in ("replan_steps", "max_age", "max_age_still", "max_future", "still_position", "still_angle", "fade_steps", "ramp_steps"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it cannot be negative")
+
+    @property
+    def step_duration(self) -> int:
+        """Nanoseconds of one control step."""
+        return round(1e9 / self.control_hz)
+
+
+class Player:
+    """Plays the chunks of one task at a time. `chunk` is the one being played, or None."""
+
+    def __init__(self, config: PlayerConfig, frame: str = "") -> None:
+        """frame: the frame that commands are in; chunks that name another are refused. Empty: not checked."""
+        self.config = config
+        self.frame = frame
+        self.chunk: ActionChunk | None = None
+        self._step = config.step_duration
+        self._epoch: int | None = None
+        self._lockstep = False
+        self._start = 0  # stamp of the task
+        self._origin: int | None = None  # when action 0 of the chunk is, or would have been, played
+        self._from_zero = False  # the arm held still since the observation: nothing has elapsed
+        self._anchor: ArmState | None = None  # since its stamp the arm has been here, and nothing but holds was commanded
+        self._last = _REST  # what was commanded last, and what the fade and the ramp start from
+        self._from = _REST
+        self._blended = 0
+        self._holding = True
+
+    def begin(self, epoch: int, now: int, *, lockstep: bool) -> None:
+        """A task begins: only chunks of `epoch` from observations not older than `now` are played from here on."""
+        self._epoch, self._start, self._lockstep = epoch, now, lockstep
+        self.chunk = self._origin = None
+
+    def end(self) -> None:
+        """The task is over: nothing is played until the next `begin`."""
+        self._epoch = self.chunk = self._origin = None
+
+    @property
+    def due(self) -> int:
+        """Lockstep: observation stamp of the next chunk."""
+        return self._start if self.chunk is None else self.chunk.observation_stamp + self._played(self.chunk) * self._step
+
+    def age(self, now: int) -> int:
+        """Nanoseconds since the observation behind the action being played; 0 without a chunk."""
+        return 0 if self.chunk is None else now - self.chunk.observation_stamp
+
+    def accept(self, chunk: ActionChunk, now: int) -> None:
+        """Take a chunk over. Raises ChunkRefused, and goes on as if the chunk had not come."""
+        self._validate(chunk)
+        stamp = chunk.observation_stamp
+        still = self._anchor is not None and self._anchor.stamp <= stamp
+        if self._lockstep:
+            if stamp != self.due:
+                raise ChunkRefused(Refusal.NOT_ASKED, f"chunk of the observation at {stamp} ns, but the one asked for is at {self.due} ns")
+        else:
+            self._validate_time(chunk, now, still)
+        self.chunk, self._origin, self._from_zero = chunk, None, still
+        self._from, self._blended = self._last, 0
+
+    def play(self, now: int, arm: ArmState) -> Command | None:
+        """The command for the control step that begins at `now`. Lockstep: None while the chunk of this tick has not come."""
+        if self._epoch is None:
+            raise RuntimeError("no task: call begin() first")
+        if self._lockstep:
+            return self._play_exactly(now)
+        self.watch(arm)
+        if self.chunk is None:
+            return self._slow_down()
+        if self._origin is None:
+            elapsed = 0 if self._from_zero else (now - self.chunk.observation_stamp) // self._step
+            self._origin = now - max(elapsed, 0) * self._step
+        index = (now - self._origin + self._step // 2) // self._step  # to the nearest step: timers jitter
+        if index >= self.chunk.horizon:
+            return self._slow_down()
+        return self._emit(self._fade(self.chunk.actions[index]))
+
+    def watch(self, arm: ArmState) -> None:
+        """Notice whether the arm holds still. `play` does so itself; call this while no task runs."""
+        if self._anchor is None or not self._holding or not self._near(arm, self._anchor):
+            self._anchor = arm
+
+    def commanded(self, command: Command) -> Command:
+        """What really went out, where the guard changed it: fades and ramps start from it."""
+        self._last, self._holding = command.action, command.hold
+        return command
+
+    # Validation
+
+    def _validate(self, chunk: ActionChunk) -> None:
+        if self._epoch is None:
+            raise ChunkRefused(Refusal.NO_TASK, "no task is running")
+        if chunk.epoch != self._epoch:
+            raise ChunkRefused(Refusal.EPOCH, f"chunk of epoch {chunk.epoch}; the task's is {self._epoch}")
+        if chunk.control_mode != OSC_POSE:
+            raise ChunkRefused(Refusal.CONTROL_MODE, f"control mode {chunk.control_mode!r}; this player knows {OSC_POSE!r}")
+        if self.frame and chunk.frame and chunk.frame != self.frame:
+            raise ChunkRefused(Refusal.FRAME, f"actions in frame {chunk.frame!r}; the arm is commanded in {self.frame!r}")
+        if chunk.actions.ndim != 2 or chunk.actions.shape[0] == 0 or chunk.actions.shape[1] != ACTION_DIM:
+            raise ChunkRefused(Refusal.DIMENSION, f"actions of shape {chunk.actions.shape}; expected [H >= 1, {ACTION_DIM}]")
+        if chunk.step_duration != self._step:
+            raise ChunkRefused(
+                Refusal.RATE,
+                f"chunk made for steps of {chunk.step_duration / 1e6:g} ms, but control steps last {self._step / 1e6:g} ms:"
+                " set control_hz to the rate that the policy was trained at",
+            )
+        if not np.isfinite(chunk.actions).all():
+            raise ChunkRefused(Refusal.NON_FINITE, "an action is not finite")
+
+    def _validate_time(self, chunk: ActionChunk, now: int, still: bool) -> None:
+        stamp, age = chunk.observation_stamp, now - chunk.observation_stamp
+        if stamp < self._start:
+            raise ChunkRefused(Refusal.STALE, f"observation {(self._start - stamp) / 1e9:.3f} s older than the task")
+        if -age > self.config.max_future * 1e9:
+            raise ChunkRefused(Refusal.FUTURE, f"observation {-age / 1e9:.3f} s in the future: are the clocks synchronised?")
+        if self.chunk is not None and stamp <= self.chunk.observation_stamp:
+            raise ChunkRefused(Refusal.BACKWARD, "observation not newer than that of the chunk being played")
+        limit = self.config.max_age_still if still else min(self.config.max_age, chunk.duration / 1e9)
+        if age >= limit * 1e9:
+            arm = "an arm that held still" if still else "a moving arm"
+            raise ChunkRefused(Refusal.STALE, f"observation {age / 1e9:.3f} s old; the limit for {arm} is {limit:g} s")
+
+    # Playing
+
+    def _played(self, chunk: ActionChunk) -> int:
+        return min(self.config.replan_steps or chunk.horizon, chunk.horizon)
+
+    def _play_exactly(self, now: int) -> Command | None:
+        if self.chunk is None or now >= self.due:
+            return None
+        return self._emit(self.chunk.actions[(now - self.chunk.observation_stamp) // self._step])
+
+    def _fade(self, action: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What was commanded when the chunk came gives way to the chunk in equal parts. A convex sum: never beyond either."""
+        self._blended += 1
+        share = np.float32(self._blended / (self.config.fade_steps + 1))
+        if share >= 1:
+            return action
+        blended = action * share + self._from * (1 - share)
+        blended[6] = action[6]
+        return blended
+
+    def _slow_down(self) -> Command:
+        """The plan is used up: the offset goes to zero in equal steps, then the arm holds."""
+        if self.chunk is not None:
+            self._from, self._blended, self.chunk = self._last, 0, None
+        self._blended += 1
+        command = decelerated(self._from, self._blended, self.config.ramp_steps, self._epoch or 0)
+        return self.commanded(command)
+
+    def _emit(self, action: NDArray[np.float32]) -> Command:
+        return self.commanded(Command(np.array(action, np.float32), hold=False, epoch=self._epoch or 0))
+
+    def _near(self, a: ArmState, b: ArmState) -> bool:
+        angle = 2 * np.arccos(min(1.0, abs(float(np.dot(a.orientation, b.orientation)))))
+        return bool(np.linalg.norm(a.position - b.position) <= self.config.still_position and angle <= self.config.still_angle)
+
+
+def decelerated(action: NDArray[np.float32], step: int, steps: int, epoch: int) -> Command:
+    """The command `step` (1, 2, ...) control steps into a stop that began at `action`: its offset shrinks by equal parts and is a
+    hold from step `steps` on, or from the first where it was zero already. The gripper keeps its last command."""
+    stopped = np.array(action, np.float32)
+    hold = step >= steps or not stopped[:6].any()
+    stopped[:6] *= np.float32(0 if hold else 1 - step / steps)
+    return Command(stopped, hold, epoch)

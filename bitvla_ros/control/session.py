@@ -1,0 +1,170 @@
+"""A task from its first tick to its result: player and guard joined, with the rules of lockstep and realtime.
+
+The controller node and the in-process rollout both run this code, so the same chunks give the same commands, byte for byte.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from ..policy.chunk import ActionChunk
+from .command import ArmState, Command
+from .guard import FaultReason, Guard, Limits
+from .player import ChunkRefused, Player, PlayerConfig
+
+
+@dataclass(frozen=True)
+class ControlConfig:
+    """Player and guard for a simulator. Offsets beyond [-1, 1] are clipped, as robosuite's OSC controller clips its input."""
+
+    player: PlayerConfig = field(default_factory=PlayerConfig)
+    limits: Limits = field(default_factory=lambda: Limits(clamp=("offset",)))
+
+
+class Outcome(IntEnum):
+    """How a task ended; the numbers of action/ExecuteInstruction.action."""
+
+    SUCCESS = 0
+    TIME_LIMIT = 1
+    CANCELLED = 2
+    FAULT = 3
+
+
+@dataclass(frozen=True)
+class Result:
+    """steps: control steps played. chunks: chunks accepted."""
+
+    outcome: Outcome
+    reason: str
+    steps: int
+    chunks: int
+
+
+class Session:
+    """Runs one task after another. Times are nanoseconds: `now` of ROS time, `steady` of the steady clock."""
+
+    def __init__(self, config: ControlConfig, frame: str = "", epoch: int = 0) -> None:
+        """frame: of the commands; empty: not checked. epoch: the last one used; each task takes the next."""
+        self.config = config
+        self.player = Player(config.player, frame)
+        self.guard = Guard(config.limits, config.player.control_hz)
+        self.epoch = epoch
+        self.running = False
+        self.lockstep = False
+        self.result: Result | None = None  # of the last task
+        self.steps = 0
+        self.chunks = 0
+        self._start = self._end_at = self._newest = 0
+        self._stopping = False  # the stop's ramp has not reached its hold
+
+    @property
+    def replan_interval(self) -> int:
+        """Nanoseconds between the observations that the policy should answer; 0: the chunk's duration."""
+        return self.config.player.replan_steps * self.config.player.step_duration
+
+    def begin(self, now: int, limit: int, steady: int, *, lockstep: bool) -> int:
+        """A task begins at `now` and may take `limit` ns. Returns its epoch. RuntimeError while another runs or a fault is latched."""
+        if self.running:
+            raise RuntimeError("a task is running: cancel it first")
+        if self.guard.fault is not None:
+            raise RuntimeError(f"a fault is latched ({self.guard.fault.message}): reset it first")
+        self.epoch += 1
+        self.player.begin(self.epoch, now, lockstep=lockstep)
+        self.guard.begin(self.epoch, steady, lockstep=lockstep)
+        self.running, self.lockstep, self.result = True, lockstep, None
+        self.steps = self.chunks = 0
+        self._start, self._end_at, self._newest = now, now + limit, now
+        self._stopping = False
+        return self.epoch
+
+    def accept(self, chunk: ActionChunk, now: int, steady: int) -> None:
+        """Hand over a chunk. Raises ChunkRefused; in lockstep the refusal of the very chunk that was asked for is a fault,
+        because no other will come."""
+        asked_for = self.running and self.lockstep and chunk.epoch == self.epoch and chunk.observation_stamp == self.player.due
+        try:
+            self.player.accept(chunk, now)
+        except ChunkRefused as refused:
+            if asked_for:
+                self.fault(FaultReason.CHUNK, f"the chunk was refused: {refused}")
+            raise
+        self.chunks += 1
+        self.guard.progress(steady)
+
+    def tick(self, now: int, arm: ArmState, success: bool, steady: int) -> Command | None:
+        """The answer to a control step, or None: the chunk of this lockstep tick has not come, or there is nothing to say.
+
+        success: the simulator, or whoever judges, says at this tick that the goal is reached; counts once a step was played.
+        """
+        if self.running:
+            self._conclude(now, success)
+        if not self.running:
+            self.player.watch(arm)
+            return self._next_of_stop()
+        if self.lockstep and now > self._newest:
+            self._newest = now
+            self.guard.progress(steady)
+        asked = self.player.play(now, arm)
+        if asked is None:
+            return None
+        command = self.guard.check(now, asked, arm)
+        self.player.commanded(command)
+        if self.guard.fault is not None:
+            self._end(Outcome.FAULT, self.guard.fault.message)
+            self._stopping = not command.hold
+        else:
+            self.steps += 1
+        return command
+
+    def cancel(self, reason: str) -> None:
+        """Drop the task. When this returns no further command of its epoch is given but those that stop the arm."""
+        if self.running:
+            self._end(Outcome.CANCELLED, reason)
+
+    def fault(self, reason: FaultReason, message: str) -> None:
+        """Stop, and latch."""
+        self.guard.trip(reason, message)
+        self._notice()
+
+    def policy_alive(self, alive: bool) -> None:
+        """Liveliness of the policy. Its loss during a task is a fault."""
+        self.guard.policy_alive(alive)
+        self._notice()
+
+    def watch(self, steady: int) -> None:
+        """Call a few times a second: the deadlines run on the steady clock."""
+        self.guard.watch(steady, "the next tick or chunk" if self.lockstep else "an action chunk")
+        self._notice()
+
+    def reset_fault(self) -> None:
+        """Clear a latched fault; the next task may begin."""
+        self.guard.reset()
+
+    def _notice(self) -> None:
+        if self.running and self.guard.fault is not None:
+            self._end(Outcome.FAULT, self.guard.fault.message)
+
+    def _conclude(self, now: int, success: bool) -> None:
+        if success and self.steps > 0:
+            self._end(Outcome.SUCCESS, "the goal is reached")
+        elif now >= self._end_at:
+            self._end(Outcome.TIME_LIMIT, f"not reached within {(self._end_at - self._start) / 1e9:g} s")
+        elif self.lockstep and (now - self._start) % self.config.player.step_duration:
+            late, step = (now - self._start) / 1e6, self.config.player.step_duration / 1e6
+            self.fault(FaultReason.TICK, f"tick {late:g} ms after the task began; control_hz gives steps of {step:g} ms")
+
+    def _end(self, outcome: Outcome, reason: str) -> None:
+        self.result = Result(outcome, reason, self.steps, self.chunks)
+        self.running = False
+        self.player.end()
+        self.guard.end()
+        # A lockstep simulator stands still where nobody answers; after success or the limit nobody does.
+        self._stopping = not (self.lockstep and outcome in (Outcome.SUCCESS, Outcome.TIME_LIMIT))
+
+    def _next_of_stop(self) -> Command | None:
+        if not self._stopping:
+            return None
+        command = self.guard.stop(self.epoch)
+        self.player.commanded(command)
+        self._stopping = not command.hold
+        return command

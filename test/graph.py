@@ -1,0 +1,99 @@
+"""A real ROS graph for a test: nodes as processes in a domain of their own, and a node of the test's own that listens and talks.
+
+    with TestGraph(tmp_path) as graph:
+        graph.start("simulation", "bitvla_ros.nodes.simulation", {"suite": "tabletop_object", "cameras": ["scene"]})
+        states = graph.collect(SimulationState, "simulation_state", LATCHED)
+        graph.wait(lambda: states, "a tick")
+
+Everything waits on events with a limit; a node that dies fails the test at once with the end of its log. Import rclpy only after entering.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bitvla_ros.nodes.processes import Graph
+
+
+class TestGraph(Graph):
+    """A Graph with an rclpy context and a node, `node`, in this process."""
+
+    __test__ = False
+
+    def __init__(self, logs: Path) -> None:
+        super().__init__(logs)
+        self.expected_dead: set[str] = set()
+
+    def __enter__(self) -> TestGraph:
+        super().__enter__()
+        import rclpy
+        from rclpy.executors import SingleThreadedExecutor
+
+        self.context = rclpy.Context()
+        rclpy.init(context=self.context)
+        self.node = rclpy.create_node("test", context=self.context)
+        self.executor = SingleThreadedExecutor(context=self.context)
+        self.executor.add_node(self.node)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        try:
+            self.executor.shutdown(timeout_sec=1.0)
+            self.node.destroy_node()
+            self.context.try_shutdown()
+        finally:
+            super().__exit__(*error)
+
+    def collect(self, kind: Any, topic: str, qos: Any) -> list[Any]:
+        """Subscribe; every message is appended to the list returned."""
+        messages: list[Any] = []
+        self.node.create_subscription(kind, topic, messages.append, qos)
+        return messages
+
+    def wait(self, condition: Callable[[], Any], what: str, seconds: float = 30.0) -> Any:
+        """Spin until condition() is true, and return its value."""
+        deadline = time.monotonic() + seconds
+        while not (value := condition()):
+            self.executor.spin_once(timeout_sec=0.05)
+            self.check()
+            if time.monotonic() > deadline:
+                logs = "\n".join(f"{process.name}:\n{process.tail(8)}" for process in self.processes.values())
+                raise AssertionError(f"no {what} within {seconds:g} s\n{logs}")
+        return value
+
+    def spin(self, seconds: float) -> None:
+        """Listen for a while: to see that something does not happen."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            self.executor.spin_once(timeout_sec=0.02)
+
+    def result(self, future: Any, what: str, seconds: float = 30.0) -> Any:
+        """Spin until the future is done, and return its result."""
+        self.wait(future.done, what, seconds)
+        return future.result()
+
+    def call(self, kind: Any, service: str, request: Any, seconds: float = 30.0) -> Any:
+        """Call a service and return its response."""
+        client = self.node.create_client(kind, service)
+        try:
+            self.wait(client.service_is_ready, f"service {service}", seconds)
+            return self.result(client.call_async(request), f"response of {service}", seconds)
+        finally:
+            self.node.destroy_client(client)
+
+    def kill(self, name: str, number: int = signal.SIGKILL) -> None:
+        """Send a node a signal; from here on it may be dead."""
+        self.expected_dead.add(name)
+        os.killpg(self.processes[name].popen.pid, number)
+
+    def check(self) -> None:
+        held = {name: self.processes.pop(name) for name in self.expected_dead if name in self.processes}
+        try:
+            super().check()
+        finally:
+            self.processes.update(held)
