@@ -1,0 +1,351 @@
+"""Reading checkpoints in the layout of the BitVLA repository, and building models with random weights.
+
+A checkpoint is a directory: config.json, model.safetensors (or shards with an index), tokenizer.json; a fine-tuned one also has
+action_head--*_checkpoint.pt, proprio_projector--*_checkpoint.pt and dataset_statistics.json. Everything is checked before a
+model is made of it. Weights that need no other dtype stay memory-mapped: replace a checkpoint by renaming, not by overwriting.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import re
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from .bitvla import BitVLA
+from .config import BitVLAConfig, LanguageConfig, VisionConfig, preset
+from .tokenizer import DOCUMENTED_IDS, END_OF_TEXT, IMAGE_PAD, PROPRIO_PAD
+
+MODEL_TYPES = ("bitvla", "openvla", "llava")
+DTYPES = (torch.float32, torch.bfloat16)
+EMBEDDING = "language.embed_tokens.weight"
+
+# (prefix in the checkpoint, prefix in BitVLA); heads have files of their own
+PREFIXES = (
+    ("vision_tower.vision_model.embeddings.", "vision."),
+    ("vision_tower.vision_model.encoder.", "vision."),
+    ("multi_modal_projector.", "connector."),
+    ("language_model.model.", "language."),
+    ("action_head.model.mlp_resnet_blocks.", "action_head.blocks."),
+    ("action_head.model.", "action_head."),
+    ("proprio_projector.", "proprio_projector."),
+)
+UNUSED = "language_model.lm_head."  # actions are regressed from hidden states, never read off the vocabulary
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be used. The message says what is wrong, what was expected and what to do."""
+
+
+def load_checkpoint(
+    path_or_hub_id: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    activation_bits: int | None = 8,
+    attention: str | None = None,
+    chunk: int = 8,
+    control_hz: float | None = None,
+    norm_key: str | None = None,
+) -> BitVLA:
+    """A model with the weights of a directory, or of a Hugging Face repository, which is downloaded first.
+
+    dtype: float32 or bfloat16, of weights and arithmetic; the embedding table keeps the dtype it is stored in.
+    activation_bits: 8, or None to switch activation quantization off. attention: "bidirectional" or "causal"; by default what
+    config.json has under `attention`, else bidirectional, as the released code. chunk: actions a forward pass. control_hz: rate
+    the actions are meant for, by default what config.json has, else unknown. norm_key: which of the dataset statistics; may be
+    left out where there is one, and may lack its suffix `_no_noops`.
+
+    A base checkpoint has no action head: it loads, for training, and cannot predict. Raises CheckpointError.
+    """
+    _require_dtype(dtype)
+    path = _resolve(path_or_hub_id)
+    raw = _read_json(path / "config.json")
+    tensors = _read_safetensors(path)
+    tensors |= _read_head(path, "action_head") | _read_head(path, "proprio_projector")
+    tensors = {_rename(name): tensor for name, tensor in tensors.items() if not name.startswith(UNUSED)}
+
+    try:
+        config = _parse_config(raw, path, tensors, activation_bits, attention, chunk, control_hz)
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        problem = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise CheckpointError(f"{path / 'config.json'} does not describe a BitVLA: {problem}") from error
+    norm_stats, chosen_key = _read_statistics(path, raw, config, norm_key)
+
+    with torch.device("meta"):
+        model = BitVLA(config)
+    _check_tensors(path, tensors, model)
+    model.model_hash = _hash(config, tensors)
+    model.load_state_dict({name: _cast(name, tensor, dtype) for name, tensor in tensors.items()}, assign=True)
+    model.path, model.norm_stats, model.norm_key = path, norm_stats, chosen_key
+    return model.eval()
+
+
+def build(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, activation_bits: int | None = 8) -> BitVLA:
+    """A model with random weights, for tests and benchmarks: "3b" (the published sizes, 6 GB) or "nano" (5 million parameters).
+
+    Weights are normal with variance 1 / fan-in, norms 1 and biases 0; the same seed gives the same weights in every dtype.
+    """
+    _require_dtype(dtype)
+    with torch.device("meta"):
+        model = BitVLA(preset(name, activation_bits=activation_bits))
+    generator = torch.Generator().manual_seed(seed)
+    weights = {}
+    for key, empty in model.state_dict().items():
+        if empty.ndim > 1:
+            weight = torch.randn(empty.shape, generator=generator).mul_(empty[0].numel() ** -0.5)
+        else:
+            weight = torch.zeros(empty.shape) if key.endswith("bias") else torch.ones(empty.shape)
+        weights[key] = weight.to(dtype)
+    model.load_state_dict(weights, assign=True)
+    model.model_hash = _hash(model.config, weights)
+    return model.eval()
+
+
+def _require_dtype(dtype: torch.dtype) -> None:
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype {dtype} is not supported: choose torch.float32 or torch.bfloat16")
+
+
+# --- files ----------------------------------------------------------------------------------------------------------------
+
+
+def _resolve(path_or_hub_id: str | Path) -> Path:
+    path = Path(path_or_hub_id).expanduser()
+    if path.is_dir():
+        return path.resolve()
+    if path.exists():
+        raise CheckpointError(f"{path} is a file: give the checkpoint's directory, the one that holds config.json")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path_or_hub_id)) or str(path_or_hub_id).startswith("."):
+        raise CheckpointError(f"there is no directory {path}: give a checkpoint's directory or a Hugging Face id (owner/name)")
+    try:
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(str(path_or_hub_id), allow_patterns=["*.json", "*.safetensors", "*_checkpoint.pt"]))
+    except ImportError as error:
+        raise CheckpointError(f"downloading {path_or_hub_id} needs huggingface_hub: pip install huggingface_hub") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"there is no directory {path_or_hub_id}, and it could not be downloaded from Hugging Face: {error}. "
+            "Check the name and the network, or download it elsewhere and give its directory"
+        ) from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing: the directory is not a checkpoint, or its download is incomplete") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}. Download the file again") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds a {type(value).__name__}, not an object. Download the file again")
+    return value
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Every tensor by its name, memory-mapped."""
+    index = path / "model.safetensors.index.json"
+    listed: dict[str, str] | None = None
+    if index.exists():
+        listed = _read_json(index).get("weight_map")
+        if not isinstance(listed, dict) or not listed:
+            raise CheckpointError(f"{index} has no weight_map. Download the file again")
+        files = sorted(set(listed.values()))
+    else:
+        files = ["model.safetensors"]
+
+    tensors: dict[str, Tensor] = {}
+    for name in files:
+        if not (path / name).is_file():
+            raise CheckpointError(f"{path / name} is missing. Download it, or check that this is the checkpoint's directory")
+        try:
+            with safe_open(path / name, framework="pt") as file:
+                for key in file.keys():  # noqa: SIM118 (not a dict)
+                    tensors[key.removeprefix("module.")] = file.get_tensor(key)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path / name} is damaged or truncated ({error}). Download it again") from error
+    missing = sorted({key.removeprefix("module.") for key in listed} - tensors.keys()) if listed else []
+    if missing:
+        raise CheckpointError(f"{index} lists tensors that its shards lack: {_some(missing)}. Download the shards again")
+    return tensors
+
+
+def _read_head(path: Path, stem: str) -> dict[str, Tensor]:
+    """One of the two .pt files, its names prefixed by `stem`; nothing if there is none."""
+    found = sorted(file for file in path.iterdir() if stem in file.name and "checkpoint" in file.name and file.is_file())
+    if not found:
+        return {}
+    if len(found) > 1:
+        names = ", ".join(file.name for file in found)
+        raise CheckpointError(f"{path} has {len(found)} files for the {stem}: {names}. Keep the one that belongs to the weights")
+    try:
+        state = torch.load(found[0], map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"{found[0]} is damaged, or holds more than tensors ({error}). Download it again") from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise CheckpointError(f"{found[0]} does not hold a state dict: expected parameter names with tensors")
+    return {f"{stem}.{key.removeprefix('module.')}": value for key, value in state.items()}
+
+
+def _rename(name: str) -> str:
+    """A tensor's name in the checkpoint -> its name in BitVLA. Unknown names stay as they are."""
+    for theirs, ours in PREFIXES:
+        if name.startswith(theirs):
+            return ours + name.removeprefix(theirs)
+    return name
+
+
+# --- configuration --------------------------------------------------------------------------------------------------------
+
+
+def _parse_config(
+    raw: dict[str, Any],
+    path: Path,
+    tensors: dict[str, Tensor],
+    activation_bits: int | None,
+    attention: str | None,
+    chunk: int,
+    control_hz: float | None,
+) -> BitVLAConfig:
+    vision, text = raw["vision_config"], raw["text_config"]
+    for value, name, allowed in (
+        (raw["model_type"], "model_type", MODEL_TYPES),
+        (text.get("model_type", "BitNet"), "text_config.model_type", ("BitNet", "bitnet")),
+        (vision.get("model_type", "siglip_vision_model"), "vision_config.model_type", ("siglip_vision_model",)),
+        (vision.get("hidden_act", "gelu_pytorch_tanh"), "vision_config.hidden_act", ("gelu_pytorch_tanh",)),
+        (vision.get("num_channels", 3), "vision_config.num_channels", (3,)),
+        (raw.get("projector_hidden_act", "gelu"), "projector_hidden_act", ("gelu",)),
+        (raw.get("vision_feature_layer", -1), "vision_feature_layer", (-1,)),
+        (raw.get("vision_feature_select_strategy", "full"), "vision_feature_select_strategy", ("full",)),
+    ):
+        if value not in allowed:
+            raise ValueError(f"{name} is {value!r}: expected {' or '.join(map(repr, allowed))}")
+    bits = (vision.get("vit_weight_bits", 32), vision.get("vit_act_bits", 32))
+    if bits not in ((1, 8), (32, 32)):
+        raise ValueError(f"vit_weight_bits, vit_act_bits are {bits}: expected (1, 8), or neither for a tower in full precision")
+
+    ids = _special_ids(path, text["vocab_size"])
+    head_out, proprio_in = tensors.get("action_head.fc2.weight"), tensors.get("proprio_projector.fc1.weight")
+    return BitVLAConfig(
+        vision=VisionConfig(**_known(VisionConfig, vision), ternary=bits == (1, 8)),
+        language=LanguageConfig(**_known(LanguageConfig, text)),
+        image_token_id=ids[IMAGE_PAD],
+        proprio_token_id=ids[PROPRIO_PAD],
+        stop_token_id=ids[END_OF_TEXT],
+        chunk=chunk,
+        action_dim=7 if head_out is None else head_out.shape[0],
+        proprio_dim=None if proprio_in is None else proprio_in.shape[-1],
+        action_head=head_out is not None,
+        attention=attention or raw.get("attention", "bidirectional"),
+        activation_bits=activation_bits,
+        control_hz=control_hz or raw.get("control_hz"),
+    )
+
+
+def _known(kind: type, raw: dict[str, Any]) -> dict[str, Any]:
+    """The values that `kind` has fields for. A key that is not there has the default, as in the reference's classes."""
+    return {field.name: raw[field.name] for field in fields(kind) if field.name in raw and field.name != "ternary"}
+
+
+def _special_ids(path: Path, vocab_size: int) -> dict[str, int]:
+    """Ids by the text of the token; the documented id where the tokenizer (of a base checkpoint) does not have it yet."""
+    tokenizer = _read_json(path / "tokenizer.json")
+    try:
+        by_text = dict(tokenizer["model"]["vocab"]) if isinstance(tokenizer["model"]["vocab"], dict) else {}
+        by_text |= {token["content"]: token["id"] for token in tokenizer.get("added_tokens", ())}
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{path / 'tokenizer.json'} is not a tokenizer of the tokenizers library: it lacks {error}") from error
+    taken = set(by_text.values())
+    ids = {}
+    for text in (END_OF_TEXT, IMAGE_PAD, PROPRIO_PAD):
+        ids[text] = by_text.get(text, DOCUMENTED_IDS[text])
+        if text not in by_text and (ids[text] in taken or ids[text] >= vocab_size):
+            raise CheckpointError(
+                f"{path / 'tokenizer.json'} has no token {text}, and its documented id {ids[text]} "
+                f"{'belongs to another token' if ids[text] in taken else f'is outside the vocabulary of {vocab_size}'}: "
+                "use the tokenizer that was saved with these weights"
+            )
+    return ids
+
+
+def _read_statistics(
+    path: Path, raw: dict[str, Any], config: BitVLAConfig, norm_key: str | None
+) -> tuple[dict[str, Any] | None, str | None]:
+    file = path / "dataset_statistics.json"
+    statistics = _read_json(file) if file.exists() else raw.get("norm_stats") or {}
+    available = ", ".join(statistics) or "none"
+    if norm_key is None:
+        if not statistics and not config.action_head:
+            return None, None
+        if len(statistics) != 1:
+            problem = "has no dataset statistics" if not statistics else f"has statistics of several datasets ({available})"
+            remedy = f"put {file.name} beside the weights" if not statistics else "say which one with norm_key"
+            raise CheckpointError(f"{path} {problem}, without which actions have no units: {remedy}")
+        norm_key = next(iter(statistics))
+    elif norm_key not in statistics:
+        if f"{norm_key}_no_noops" not in statistics:
+            raise CheckpointError(f"{path} has no statistics under norm_key {norm_key!r}; it has: {available}")
+        norm_key = f"{norm_key}_no_noops"
+
+    chosen = statistics[norm_key]
+    for part, size in (("action", config.action_dim), ("proprio", config.proprio_dim)):
+        for name in ("q01", "q99") if size else ():
+            try:
+                values = torch.tensor(chosen[part][name], dtype=torch.float64)
+            except (KeyError, TypeError, ValueError) as error:
+                raise CheckpointError(f"the statistics {norm_key!r} in {path} lack numbers under {part}.{name}") from error
+            if values.shape != (size,) or not bool(values.isfinite().all()):
+                raise CheckpointError(f"{part}.{name} of the statistics {norm_key!r} in {path} must be {size} finite numbers")
+    return {"action": chosen["action"], "proprio": chosen.get("proprio")}, norm_key
+
+
+# --- tensors --------------------------------------------------------------------------------------------------------------
+
+
+def _check_tensors(path: Path, tensors: dict[str, Tensor], model: BitVLA) -> None:
+    expected = model.state_dict()
+    missing, unexpected = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
+    if missing or unexpected:
+        problems = [f"lacks {_some(missing)}"] if missing else []
+        problems += [f"has {_some(unexpected)}, which its config.json does not call for"] if unexpected else []
+        raise CheckpointError(f"{path} {' and '.join(problems)}. Check that config.json and the weights belong together")
+    for name, tensor in tensors.items():
+        if tensor.shape != expected[name].shape:
+            raise CheckpointError(
+                f"{name} in {path} has shape {list(tensor.shape)}: by config.json it must be {list(expected[name].shape)}. "
+                "Check that config.json and the weights belong together"
+            )
+        if not tensor.is_floating_point():
+            raise CheckpointError(f"{name} in {path} is {tensor.dtype}: expected a float dtype, the full-precision master weights")
+    for name, tensor in tensors.items():
+        if not bool(tensor.isfinite().all()):
+            raise CheckpointError(f"{name} in {path} has NaN or infinite values: the file is damaged or the training diverged")
+
+
+def _cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The embedding table stays as narrow as it is stored, hence memory-mapped: a few rows of it are read in a forward pass."""
+    if name == EMBEDDING and tensor.dtype in (torch.bfloat16, torch.float16):
+        return tensor
+    return tensor.to(dtype)
+
+
+def _hash(config: BitVLAConfig, tensors: dict[str, Tensor]) -> str:
+    """SHA-256 of the configuration and of every tensor as it is stored, hex."""
+    digest = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())  # type: ignore[arg-type]
+    return digest.hexdigest()
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

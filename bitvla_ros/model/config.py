@@ -1,0 +1,131 @@
+"""What a BitVLA is built from. The defaults are the published 3B model's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .tokenizer import BYTE_TOKENS, END_OF_TEXT, IMAGE_PAD, PROPRIO_PAD
+
+ATTENTIONS = ("bidirectional", "causal")
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """SigLIP-SO400M without its last layer and without a pooling head. ternary: the linear layers are W1.58-A8."""
+
+    hidden_size: int = 1152
+    intermediate_size: int = 4304
+    num_hidden_layers: int = 26
+    num_attention_heads: int = 16
+    image_size: int = 224
+    patch_size: int = 14
+    layer_norm_eps: float = 1e-6
+    ternary: bool = True
+
+    def __post_init__(self) -> None:
+        _require_positive(self)
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(f"vision hidden_size {self.hidden_size} is not a multiple of its {self.num_attention_heads} heads")
+        if self.image_size < self.patch_size:
+            raise ValueError(f"vision image_size {self.image_size} is smaller than one patch ({self.patch_size})")
+
+    @property
+    def num_patches(self) -> int:
+        """Tokens an image becomes."""
+        return (self.image_size // self.patch_size) ** 2
+
+
+@dataclass(frozen=True)
+class LanguageConfig:
+    """BitNet b1.58 2B4T."""
+
+    vocab_size: int = 128264
+    hidden_size: int = 2560
+    intermediate_size: int = 6912
+    num_hidden_layers: int = 30
+    num_attention_heads: int = 20
+    num_key_value_heads: int = 5
+    rope_theta: float = 500000.0
+    rms_norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        _require_positive(self)
+        if self.hidden_size % (2 * self.num_attention_heads):
+            raise ValueError(f"hidden_size {self.hidden_size} does not give {self.num_attention_heads} heads an even size")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(f"{self.num_attention_heads} heads are not a multiple of {self.num_key_value_heads} key-value heads")
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+
+@dataclass(frozen=True)
+class BitVLAConfig:
+    """A whole model.
+
+    chunk: actions a forward pass. proprio_dim: None for a model without proprioception. action_head: False for a base
+    checkpoint, which has not been fine-tuned to act. attention: "bidirectional" (every token sees every token) or "causal".
+    activation_bits: 8, or None without activation quantization. control_hz: rate the actions are meant for, None if unknown.
+    *_token_id: where images and proprioception enter the prompt, and what ends the sequence.
+    """
+
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    language: LanguageConfig = field(default_factory=LanguageConfig)
+    image_token_id: int = 128010
+    proprio_token_id: int = 128011
+    stop_token_id: int = 128001
+    chunk: int = 8
+    action_dim: int = 7
+    proprio_dim: int | None = 8
+    action_head: bool = True
+    attention: str = "bidirectional"
+    activation_bits: int | None = 8
+    control_hz: float | None = None
+
+    def __post_init__(self) -> None:
+        _require_positive(self)
+        if self.attention not in ATTENTIONS:
+            raise ValueError(f"attention {self.attention!r} is unknown: choose one of {', '.join(ATTENTIONS)}")
+        if self.activation_bits not in (8, None):
+            raise ValueError(f"activation_bits {self.activation_bits} is not supported: choose 8 or None")
+        for name in ("image_token_id", "proprio_token_id", "stop_token_id"):
+            if not 0 <= getattr(self, name) < self.language.vocab_size:
+                raise ValueError(f"{name} {getattr(self, name)} is not in the vocabulary of {self.language.vocab_size} tokens")
+
+    @property
+    def action_tokens(self) -> int:
+        """Placeholders of a chunk, one for each number."""
+        return self.chunk * self.action_dim
+
+
+def preset(name: str, *, activation_bits: int | None = 8) -> BitVLAConfig:
+    """`3b`: the published sizes. `nano`: the same network in five million parameters, for a CPU, with the byte-level tokenizer."""
+    if name == "3b":
+        return BitVLAConfig(activation_bits=activation_bits, control_hz=20.0)
+    if name == "nano":
+        return BitVLAConfig(
+            vision=VisionConfig(
+                hidden_size=192, intermediate_size=512, num_hidden_layers=3, num_attention_heads=4, image_size=112, patch_size=14
+            ),
+            language=LanguageConfig(
+                vocab_size=len(BYTE_TOKENS),
+                hidden_size=256,
+                intermediate_size=640,
+                num_hidden_layers=4,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+            ),
+            image_token_id=BYTE_TOKENS.index(IMAGE_PAD),
+            proprio_token_id=BYTE_TOKENS.index(PROPRIO_PAD),
+            stop_token_id=BYTE_TOKENS.index(END_OF_TEXT),
+            activation_bits=activation_bits,
+            control_hz=20.0,
+        )
+    raise ValueError(f"no preset {name!r}: choose 3b or nano")
+
+
+def _require_positive(config: object) -> None:
+    for name, value in vars(config).items():
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and not name.endswith("_id") and not value > 0:
+            raise ValueError(f"{type(config).__name__}.{name} is {value}: it must be positive")

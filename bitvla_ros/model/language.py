@@ -1,0 +1,112 @@
+"""The mind: a BitNet b1.58 decoder, ternary in every linear layer, without its output vocabulary."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..ternary import TernaryLinear
+from .config import LanguageConfig
+
+
+class LanguageModel(nn.Module):
+    """embeddings: [B, S, hidden_size] -> hidden states [B, S, hidden_size], after the final norm.
+
+    mask: bool, broadcastable to [B, 1, S, S], True where a query (row) sees a key (column); None where every token sees every
+    token. `embed_tokens` may be stored in a narrower dtype than the rest: only the few rows that are read are converted.
+    """
+
+    def __init__(self, config: LanguageConfig, activation_bits: int | None) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config, activation_bits) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, embeddings: Tensor, mask: Tensor | None) -> Tensor:
+        x = embeddings
+        rotary = rotary_table(x.shape[1], self.config.head_dim, self.config.rope_theta, x.dtype, x.device)
+        for layer in self.layers:
+            x = layer(x, rotary, mask)
+        return self.norm(x)
+
+
+class DecoderLayer(nn.Module):
+    def __init__(self, config: LanguageConfig, activation_bits: int | None) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config, activation_bits)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MLP(config, activation_bits)
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rotary, mask)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Attention(nn.Module):
+    """Grouped-query attention. BitNet normalises once more before the output projection (attn_sub_norm)."""
+
+    def __init__(self, config: LanguageConfig, activation_bits: int | None) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        self.groups = config.num_attention_heads // config.num_key_value_heads
+        key_value_size = config.num_key_value_heads * config.head_dim
+        self.q_proj = TernaryLinear(config.hidden_size, config.hidden_size, activation_bits=activation_bits)
+        self.k_proj = TernaryLinear(config.hidden_size, key_value_size, activation_bits=activation_bits)
+        self.v_proj = TernaryLinear(config.hidden_size, key_value_size, activation_bits=activation_bits)
+        self.o_proj = TernaryLinear(config.hidden_size, config.hidden_size, activation_bits=activation_bits)
+        self.attn_sub_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
+        q, k, v = (p(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
+        q, k = rotate(q, rotary), rotate(k, rotary)
+        k, v = (t.repeat_interleave(self.groups, dim=1) for t in (k, v))
+        seen = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.o_proj(self.attn_sub_norm(seen.transpose(1, 2).flatten(2)))
+
+
+class MLP(nn.Module):
+    """Gated by a squared ReLU, normalised before the way down (ffn_sub_norm)."""
+
+    def __init__(self, config: LanguageConfig, activation_bits: int | None) -> None:
+        super().__init__()
+        self.gate_proj = TernaryLinear(config.hidden_size, config.intermediate_size, activation_bits=activation_bits)
+        self.up_proj = TernaryLinear(config.hidden_size, config.intermediate_size, activation_bits=activation_bits)
+        self.down_proj = TernaryLinear(config.intermediate_size, config.hidden_size, activation_bits=activation_bits)
+        self.ffn_sub_norm = RMSNorm(config.intermediate_size, config.rms_norm_eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(self.ffn_sub_norm(squared_relu(self.gate_proj(x)) * self.up_proj(x)))
+
+
+class RMSNorm(nn.Module):
+    """Normalised in float32, rounded to the input's dtype, and only then scaled."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        x32 = x.float()
+        return self.weight * (x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+
+
+def squared_relu(x: Tensor) -> Tensor:
+    return F.relu(x).square()
+
+
+def rotary_table(length: int, head_dim: int, theta: float, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """cos and sin [length, head_dim] of positions 0 ... length - 1, computed in float32 and rounded to `dtype`."""
+    frequency = 1.0 / theta ** (torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
+    angle = torch.outer(torch.arange(length, device=device, dtype=torch.float32), frequency).repeat(1, 2)
+    return angle.cos().to(dtype), angle.sin().to(dtype)
+
+
+def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotary position embedding of x [B, heads, S, head_dim], in the dtype of x. Channel i turns with channel i + head_dim / 2."""
+    cos, sin = rotary
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-second, first], dim=-1) * sin
