@@ -1,0 +1,159 @@
+"""The built-in simulator: MuJoCo alone, nothing to download."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import mujoco
+import numpy as np
+from numpy.typing import NDArray
+
+from . import scene
+from .environment import Snapshot
+from .operational_space import OperationalSpaceController
+from .rendering import Renderer
+from .tabletop_tasks import SUITES
+
+CONTROL_HZ = 20.0
+_PHYSICS_STEPS = 20  # of 2.5 ms, in a control step
+_HOME = np.array([0.0, -0.1671, 0.0, -2.5074, 0.0, 2.3403, 0.7854])  # grip site at (-0.15, 0, 0.24), pointing down
+_OPENING = 0.08  # m between the open fingers
+_GRIPPER_SPEED = 0.012  # m of opening a control step: about 7 steps from open to closed
+_AT_REST = 0.05  # m/s
+
+
+class TabletopEnvironment:
+    """One of the suites tabletop_spatial, tabletop_object, tabletop_goal (see `Environment`).
+
+    Quaternions of `Snapshot.orientation` are continuous over an episode and start on the branch that LIBERO's datasets have: a hand
+    that points down is near xyzw (1, 0, 0, 0), axis-angle (pi, 0, 0), and passes through (pi, 0, 0) without a jump to -pi.
+    A gripper action below 0 opens, above 0 closes, 0 keeps the last command.
+
+    An OpenGL context belongs to the thread that made it: make, reset, step and close an environment with cameras in one thread.
+    Without cameras no context is made.
+    """
+
+    frame = "world"
+    control_hz = CONTROL_HZ
+    joint_names = scene.ARM_JOINTS
+    gripper_joint_names = scene.FINGER_JOINTS
+
+    def __init__(self, suite: str, *, cameras: Sequence[str] = scene.CAMERAS, image_size: int = 256) -> None:
+        """cameras: roles out of "scene" and "wrist". image_size: edge of the square pictures, pixels.
+
+        Raises ValueError for an unknown suite or camera, RenderingError where no OpenGL context can be made."""
+        if suite not in SUITES:
+            raise ValueError(f"unknown suite {suite!r}: the tabletop has {', '.join(SUITES)}")
+        unknown = [name for name in cameras if name not in scene.CAMERAS]
+        if unknown:
+            raise ValueError(f"unknown camera {', '.join(unknown)}: the tabletop has {', '.join(scene.CAMERAS)}")
+        if not 8 <= image_size <= 2048:
+            raise ValueError(f"image_size is {image_size}: expected 8 to 2048 pixels")
+        self._suite = SUITES[suite]
+        self.suite = suite
+        self.tasks = tuple(task.instruction for task in self._suite.tasks)
+        self.step_limit = self._suite.step_limit
+        self.cameras = tuple(cameras)
+        self._model = model = mujoco.MjModel.from_xml_string(scene.tabletop_mjcf(self._suite.items))
+        self._data = mujoco.MjData(model)
+        self._controller = OperationalSpaceController(model, scene.ARM_JOINTS, scene.GRIP_SITE, _HOME)
+        self._arm = np.array([model.joint(name).qposadr[0] for name in scene.ARM_JOINTS])
+        self._fingers = np.array([model.joint(name).qposadr[0] for name in scene.FINGER_JOINTS])
+        self._finger_bodies = tuple(model.body(name).id for name in ("finger1", "finger2"))
+        self._gripper = model.actuator("gripper").id
+        self._grip_site = model.site(scene.GRIP_SITE).id
+        self._hand = model.body(scene.HAND_BODY).id
+        self._task = self._suite.tasks[0]
+        self._quaternion = np.zeros(4)
+        self._opening = self._opening_goal = _OPENING
+        self._started = False
+        moving = {item.name: 1.3 * scene.BLOCK for item in self._suite.items if item.movable}
+        self._renderer = Renderer(model, cameras, image_size, shadows={**moving, scene.HAND_BODY: 0.05}) if cameras else None
+
+    def reset(self, task: int, seed: int) -> Snapshot:
+        """Begin an episode whose initial state is drawn from (suite, task, seed). Raises ValueError for an unknown task or a negative seed."""
+        if not 0 <= task < len(self.tasks):
+            raise ValueError(f"{self.suite} has tasks 0 to {len(self.tasks) - 1}, not {task}")
+        if seed < 0:
+            raise ValueError(f"seed is {seed}: expected 0 or more")
+        rng = np.random.default_rng([list(SUITES).index(self.suite), task, seed])
+        model, data = self._model, self._data
+        self._task = self._suite.tasks[task]
+        mujoco.mj_resetData(model, data)
+        data.qpos[self._arm] = _HOME
+        data.qpos[self._fingers] = _OPENING / 2, -_OPENING / 2
+        data.ctrl[self._gripper] = self._opening = self._opening_goal = _OPENING
+        for name, pose in self._suite.initial_poses(task, rng).items():
+            body = model.body(name)
+            if body.mocapid[0] >= 0:
+                data.mocap_pos[body.mocapid[0]], data.mocap_quat[body.mocapid[0]] = pose[:3], pose[3:]
+            else:
+                data.joint(name).qpos[:] = pose
+        mujoco.mj_forward(model, data)
+        self._controller.reset(data)
+        self._quaternion = np.array([0.0, 1.0, 0.0, 0.0])  # wxyz: the branch to be on
+        self._started = True
+        return self._snapshot()
+
+    def step(self, action: NDArray[np.float32]) -> Snapshot:
+        """Play one control step. action: float32 [7]; offsets beyond [-1, 1] are clipped, as robosuite does.
+
+        Raises ValueError for another shape or a number that is not finite, and before the first reset; the state then stays as it was."""
+        action = np.asarray(action, np.float64)
+        if action.shape != (7,):
+            raise ValueError(f"the action has shape {action.shape}: expected (7,)")
+        if not np.isfinite(action).all():
+            raise ValueError(f"the action is not finite: {action}")
+        if not self._started:
+            raise ValueError("no episode has begun: call reset first")
+        model, data = self._model, self._data
+        self._controller.set_goal(data, np.clip(action[:6], -1.0, 1.0))
+        if action[6]:
+            self._opening_goal = 0.0 if action[6] > 0 else _OPENING
+        opening = self._opening
+        self._opening += float(np.clip(self._opening_goal - opening, -_GRIPPER_SPEED, _GRIPPER_SPEED))
+        for i in range(_PHYSICS_STEPS):
+            data.ctrl[self._gripper] = opening + (self._opening - opening) * (i + 1) / _PHYSICS_STEPS
+            mujoco.mj_step1(model, data)
+            self._controller.apply(data)
+            mujoco.mj_step2(model, data)
+        mujoco.mj_forward(model, data)  # what is measured belongs to the state at the end of the step
+        return self._snapshot()
+
+    def close(self) -> None:
+        """Free the renderer; a second call does nothing."""
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
+
+    def _snapshot(self) -> Snapshot:
+        data = self._data
+        quaternion = data.xquat[self._hand]
+        self._quaternion = quaternion.copy() if quaternion @ self._quaternion >= 0.0 else -quaternion
+        poses = {item.name: self._pose(item.name) for item in self._suite.items}
+        return Snapshot(
+            images=self._renderer.render(data) if self._renderer is not None else {},
+            position=data.site_xpos[self._grip_site].copy(),
+            orientation=np.roll(self._quaternion, -1),
+            gripper=data.qpos[self._fingers].copy(),
+            joint_positions=data.qpos[self._arm].copy(),
+            object_poses=poses,
+            success=self._success(poses),
+        )
+
+    def _pose(self, name: str) -> NDArray[np.float64]:
+        body = self._data.body(name)
+        return np.concatenate([body.xpos, np.roll(body.xquat, -1)])
+
+    def _success(self, poses: dict[str, NDArray[np.float64]]) -> bool:
+        """The target is at its goal, at rest, and the fingers have let go of it."""
+        if not self._suite.at_goal(self._task, poses):
+            return False
+        if np.linalg.norm(self._data.joint(self._task.target).qvel[:3]) > _AT_REST:
+            return False
+        target = self._model.body(self._task.target).id
+        for contact in self._data.contact[: self._data.ncon]:
+            bodies = self._model.geom_bodyid[contact.geom]
+            if target in bodies and any(finger in bodies for finger in self._finger_bodies):
+                return False
+        return True
