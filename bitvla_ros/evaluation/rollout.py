@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..control.command import ArmState, Command
+from ..control.guard import FaultReason
 from ..control.player import ChunkRefused
 from ..control.session import ControlConfig, Outcome, Session
 from ..policy.chunk import ActionChunk
@@ -102,7 +103,8 @@ def rollout(
             latencies.append(time.perf_counter() - began)
             try:
                 session.accept(chunk, now, 0)
-            except ChunkRefused:
+            except ChunkRefused as refused:
+                session.fault(FaultReason.CHUNK, f"the chunk was refused: {refused}")  # the policy will not answer this tick again
                 break
             command = session.tick(now, arm, snapshot.success, 0)
         if not session.running or command is None:
