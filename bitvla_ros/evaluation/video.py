@@ -96,7 +96,7 @@ class VideoWriter:
         try:
             import imageio_ffmpeg
         except ImportError as error:
-            raise VideoError("writing a video needs imageio-ffmpeg: pip install imageio-ffmpeg") from error
+            raise VideoError("writing a video needs imageio-ffmpeg: pip install '.[sim]'") from error
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
             self._encoder: Any = imageio_ffmpeg.write_frames(
@@ -152,7 +152,7 @@ def poster(
     tile: int = 220,
     fps: float = 20.0,
 ) -> None:
-    """A film strip as a PNG: a row an episode, moments of the camera `role` evenly spaced, the next camera inset, the outcome on the last."""
+    """A film strip as a PNG: a row an episode, evenly spaced moments of the camera `role`, the next camera inset, the outcome last."""
     if not episodes or not all(moments for _, moments in episodes):
         raise VideoError("a poster needs at least one moment of every episode")
     margin, gap, head = 16, 8, 50

@@ -1,0 +1,216 @@
+"""The verb `demo`: one episode with the scripted expert and one with BitVLA, through a real ROS graph, with a video of each."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what needs ROS or a library is imported where it is used: --help must work everywhere
+    from rich.console import Console
+
+    from .episode import Episode
+    from .processes import Graph
+    from .recorder import Recorder
+
+EXAMPLES = """\
+  bitvla demo                                        the expert, then BitVLA, on a task of tabletop_object
+  bitvla demo --policy expert --task 2 --seed 7      one episode, another task
+  bitvla demo --mode realtime                        time runs on, as on a robot
+  bitvla demo --model PATH_OR_HUB_ID                 BitVLA from a checkpoint
+  bitvla demo --json > demo.json                     the figures as JSON"""
+
+CAMERAS = ("scene", "wrist")
+CONTROL_HZ = 20.0
+POLICIES = ("expert", "bitvla")
+
+
+class DemoError(Exception):
+    """The demo cannot do what was asked."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--suite", default="tabletop_object", help="suite of tasks (default: %(default)s)")
+    parser.add_argument("--task", type=_natural, default=0, help="index of the task in its suite (default: %(default)s)")
+    parser.add_argument("--seed", type=_natural, default=0, help="seed of the initial state (default: %(default)s)")
+    parser.add_argument(
+        "--mode", choices=("lockstep", "realtime"), default="lockstep", help="lockstep: reproducible at any speed; realtime: time runs on"
+    )
+    parser.add_argument("--policy", choices=POLICIES, action="append", help="run only this one; may be repeated (default: both)")
+    parser.add_argument(
+        "--model", default="nano", help="BitVLA: a preset with random weights (nano), a checkpoint or a hub id (default: %(default)s)"
+    )
+    parser.add_argument("--steps", type=_natural, help="stop an episode after so many control steps (default: the suite's limit)")
+    parser.add_argument("--output", type=Path, default=Path("outputs/demo"), help="folder of videos and logs (default: %(default)s)")
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    from rich.console import Console
+
+    from .episode import percentiles
+    from .processes import Graph
+    from .recorder import Recorder
+
+    console = Console(stderr=True, highlight=False)
+    output: Path = arguments.output
+    results: list[dict[str, Any]] = []
+    seen: list[tuple[Any, Any]] = []
+    with Graph(output / "logs") as graph:
+        console.print(f"a graph of its own: ROS domain {graph.domain}, this machine only; logs in {output / 'logs'}")
+        graph.start("simulation", "bitvla_ros.nodes.simulation", simulation_parameters(arguments))
+        graph.start("controller", "bitvla_ros.nodes.controller", controller_parameters(arguments))
+        with Recorder(CAMERAS, lockstep=arguments.mode == "lockstep", check=graph.check) as recorder:
+            for policy in arguments.policy or POLICIES:
+                label = policy_label(policy, arguments.model)
+                console.print(
+                    f"[bold]{label}[/]" + (": an untrained network, it moves the arm but solves no task" if "random" in label else "")
+                )
+                with _policy_node(graph, recorder, policy, arguments, console):
+                    episode = _play(recorder, label, arguments, console)
+                video = output / f"{policy}.mp4"
+                caption, moments, missing = _film(episode, label, video, console)
+                if moments:
+                    seen.append((caption, moments))
+                results.append(
+                    {
+                        "policy": policy,
+                        "model": label,
+                        "suite": arguments.suite,
+                        "task": arguments.task,
+                        "instruction": episode.instruction,
+                        "seed": arguments.seed,
+                        "mode": arguments.mode,
+                        "success": episode.success,
+                        "outcome": episode.outcome,
+                        "reason": episode.reason,
+                        "steps": episode.steps,
+                        "chunks": episode.accepted,
+                        "latency_ms": percentiles(episode.latencies),
+                        "chunk_age_ms": percentiles(episode.chunk_ages),
+                        "video": str(video) if moments else None,
+                        "frames": len(moments),
+                        "frames_missing": missing,
+                    }
+                )
+    poster = _poster(output / "demo.png", seen)
+    return {"episodes": results, "poster": poster, "error": _failure(results, arguments)}
+
+
+def show(result: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="what happened", title_justify="left", caption=None)
+    for name in ("policy", "task", "outcome", "steps", "chunks", "chunk age, ms\np50 / p99", "latency, ms\np50 / p99", "video"):
+        table.add_column(name, justify="right" if name in ("steps", "chunks") or "ms" in name else "left", overflow="fold")
+    for e in result["episodes"]:
+        table.add_row(
+            e["model"], e["instruction"], "[green]success[/]" if e["success"] else f"[yellow]{e['outcome'].replace('_', ' ')}[/]",
+            str(e["steps"]), str(e["chunks"]), _pair(e["chunk_age_ms"]), _pair(e["latency_ms"]), e["video"] or "–",
+        )  # fmt: skip
+    console = Console(highlight=False)
+    console.print(table)
+    if result["poster"]:
+        console.print(f"both at a glance: {result['poster']}")
+
+
+# What the nodes are told.
+
+
+def simulation_parameters(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {"suite": arguments.suite, "mode": arguments.mode}
+
+
+def controller_parameters(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {}
+
+
+def policy_parameters(policy: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    return {"policy": policy, "synchronised": arguments.mode == "lockstep"}
+
+
+def policy_label(policy: str, model: str) -> str:
+    if policy == "expert":
+        return "scripted expert"
+    return f"BitVLA {model}, random weights" if model in ("nano", "3b") else f"BitVLA {Path(model).name}"
+
+
+@contextlib.contextmanager
+def _policy_node(graph: Graph, recorder: Recorder, policy: str, arguments: argparse.Namespace, console: Console) -> Iterator[None]:
+    """The policy's node while the body runs. Simulation and controller stay, as they would on a robot."""
+    graph.start("policy", "bitvla_ros.nodes.policy", policy_parameters(policy, arguments))
+    with console.status("starting the nodes"):
+        for name in ("simulation", "controller", "policy"):
+            recorder.wait_until_active(name, patience=120.0)
+    try:
+        yield
+    finally:
+        (graph.logs / "policy.log").rename(graph.logs / f"policy_{policy}.log")
+        graph.stop("policy")
+        recorder.forget("policy")
+
+
+def _play(recorder: Recorder, label: str, arguments: argparse.Namespace, console: Console) -> Episode:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[numbers]}"))
+    with Progress(*columns, console=console) as bars:
+        bar = bars.add_task(label, total=None, numbers="")
+
+        def on_progress(progress: Any, episode: Episode) -> None:
+            numbers = f"chunk age {1e3 * progress.chunk_age:3.0f} ms · latency {1e3 * progress.latency:.0f} ms"
+            bars.update(bar, description=episode.instruction, total=episode.step_limit, completed=progress.step, numbers=numbers)
+
+        episode = recorder.run(
+            arguments.task, arguments.seed, steps=arguments.steps, step_duration=round(1e9 / CONTROL_HZ), on_progress=on_progress
+        )
+    console.print(f"{episode.outcome.replace('_', ' ')} after {episode.steps} steps: {episode.reason}")
+    return episode
+
+
+def _film(episode: Episode, label: str, path: Path, console: Console) -> tuple[Any, list[Any], int]:
+    """Write the video; its caption, its frames, and how many ticks lacked an image."""
+    from bitvla_ros.evaluation.video import Caption, write_video
+
+    caption = Caption(episode.instruction, label, episode.step_limit)
+    moments, missing = episode.moments()
+    if moments:
+        words = f"{episode.outcome.replace('_', ' ')} after {episode.steps} steps"
+        moments[-1] = replace(moments[-1], outcome=words, success=episode.success)
+        with console.status(f"writing {path}"):
+            write_video(path, caption, moments, fps=CONTROL_HZ)
+        console.print(f"video: {path}")
+    return caption, moments, missing
+
+
+def _poster(path: Path, seen: list[tuple[Any, Any]]) -> str | None:
+    from bitvla_ros.evaluation.video import poster
+
+    if not seen:
+        return None
+    poster(path, seen, fps=CONTROL_HZ)
+    return str(path)
+
+
+def _failure(results: list[dict[str, Any]], arguments: argparse.Namespace) -> str | None:
+    """What makes the demo as a whole a failure. An untrained policy may miss its goal; the expert may not where time waits for it."""
+    for result in results:
+        if result["outcome"] in ("fault", "cancelled"):
+            return f"the episode of {result['model']} ended with {result['outcome']}: {result['reason']}"
+        if result["policy"] == "expert" and not result["success"] and arguments.mode == "lockstep" and arguments.steps is None:
+            return f"the expert did not succeed: {result['reason']}"
+    return None
+
+
+def _pair(percentiles: dict[str, float | None]) -> str:
+    return " / ".join("–" if value is None else f"{value:.0f}" for value in percentiles.values())
+
+
+def _natural(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value} is negative")
+    return value

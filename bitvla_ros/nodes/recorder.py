@@ -1,0 +1,215 @@
+"""A node that has one instruction carried out in a graph with our controller and a simulator, and keeps what it saw."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from lifecycle_msgs.srv import GetState
+from rclpy.action import ActionClient
+from rclpy.callback_groups import ReentrantCallbackGroup
+from rclpy.context import Context
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.signals import SignalHandlerOptions
+from rclpy.task import Future
+from sensor_msgs.msg import Image
+
+from bitvla_ros.action import ExecuteInstruction
+from bitvla_ros.msg import ActionChunk, EndEffectorCommand, SimulationState
+from bitvla_ros.srv import ResetEpisode
+
+from .conversions import chunk_from_msg, duration_to_ns, ns_to_duration, stamp_to_ns
+from .episode import Episode
+
+# More messages than an episode has may wait, so that a slow recorder loses none.
+DEPTH = 2000
+RELIABLE = QoSProfile(depth=DEPTH, reliability=ReliabilityPolicy.RELIABLE)
+LATCHED = QoSProfile(depth=DEPTH, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+BEST_EFFORT = QoSProfile(depth=DEPTH, reliability=ReliabilityPolicy.BEST_EFFORT)
+
+OUTCOMES = ("success", "time_limit", "cancelled", "fault")  # by the numbers of action/ExecuteInstruction.action
+
+
+class GraphError(Exception):
+    """The graph does not do what it should: which part, and what it said."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Of a running goal. chunk_age, latency: s."""
+
+    step: int = 0
+    chunk_age: float = 0.0
+    latency: float = 0.0
+
+
+class Recorder(Node):
+    """Use as a context manager; it spins in a thread of its own, while `wait_until_active` and `run` are called from any other.
+
+    cameras: roles to record. lockstep: the simulator's streams are reliable, and none may be lost.
+    check: called while waiting; raises where waiting has become pointless.
+    """
+
+    def __init__(self, cameras: Sequence[str], *, lockstep: bool, check: Callable[[], None]) -> None:
+        context = Context()
+        rclpy.init(args=[], context=context, signal_handler_options=SignalHandlerOptions.NO)
+        super().__init__("recorder", context=context)
+        self._check = check
+        self._health: dict[str, tuple[bytes, str]] = {}
+        self._progress = Progress()
+        self._cameras = tuple(cameras)
+        self._episode: Episode | None = None  # only replaced, never changed, by the caller's thread
+        self._newest = 0  # stamp of the newest tick, to see whether anything happens
+        for role in self._cameras:
+            self.create_subscription(
+                Image,
+                f"camera/{role}/image_raw",
+                lambda image, role=role: self._on_image(role, image),
+                LATCHED if lockstep else BEST_EFFORT,
+            )
+        self.create_subscription(SimulationState, "simulation_state", self._on_state, LATCHED)
+        self.create_subscription(ActionChunk, "action_chunk", self._on_chunk, RELIABLE)
+        self.create_subscription(EndEffectorCommand, "end_effector_command", self._on_command, RELIABLE)
+        self.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
+        self._reset = self.create_client(ResetEpisode, "reset_episode")
+        self._execute = ActionClient(self, ExecuteInstruction, "execute_instruction", callback_group=ReentrantCallbackGroup())
+        self._executor = SingleThreadedExecutor(context=context)
+        self._executor.add_node(self)
+        self._thread = threading.Thread(target=self._spin, daemon=True)
+
+    def __enter__(self) -> Recorder:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._executor.shutdown(timeout_sec=2.0)
+        self._thread.join(5.0)
+        self.destroy_node()
+        rclpy.try_shutdown(context=self.context)
+
+    def wait_until_active(self, name: str, patience: float) -> None:
+        """Until this lifecycle node is active. Raises GraphError when it says that it cannot, or after `patience` s."""
+        client = self.create_client(GetState, f"{name}/get_state")
+        began, state = time.monotonic(), "not there"
+        try:
+            while state != "active":
+                level, message = self._health.get(name, (DiagnosticStatus.OK, ""))
+                if level == DiagnosticStatus.ERROR:
+                    raise GraphError(f"the {name} node does not become active: {message}")
+                if time.monotonic() - began > patience:
+                    raise GraphError(f"the {name} node is not active after {patience:g} s: it is {state}")
+                if client.service_is_ready():
+                    answer = client.call_async(GetState.Request())
+                    if self._until(answer.done, 2.0):
+                        state = answer.result().current_state.label
+                self._until(lambda: False, 0.05)
+        finally:
+            self.destroy_client(client)
+
+    def forget(self, name: str) -> None:
+        """Another node takes this name."""
+        self._health.pop(name, None)
+
+    def run(
+        self, task: int, seed: int, *, steps: int | None, step_duration: int, on_progress: Callable[[Progress, Episode], None]
+    ) -> Episode:
+        """Reset the simulator, have its instruction carried out, and return what was seen.
+
+        steps: limit of control steps, None for the suite's. step_duration: ns. Raises GraphError where the graph refuses or stands still.
+        """
+        if not self._until(self._reset.service_is_ready, 30.0):
+            raise GraphError("the simulation offers no reset_episode")
+        recording = Episode("", 0, images={role: {} for role in self._cameras})
+        self._episode = recording
+        answer = self._result(self._reset.call_async(ResetEpisode.Request(task=task, seed=seed)), 60.0, "reset_episode")
+        if not answer.success:
+            raise GraphError(f"the simulation refuses to begin task {task}: {answer.message}")
+        limit = min(steps or answer.step_limit, answer.step_limit)
+        recording.instruction, recording.step_limit = answer.instruction, limit
+        self._progress = Progress()
+        if not self._until(self._execute.server_is_ready, 30.0):
+            raise GraphError("the controller offers no execute_instruction")
+        goal = ExecuteInstruction.Goal(instruction=answer.instruction, time_limit=ns_to_duration(limit * step_duration))
+        handle = self._result(self._execute.send_goal_async(goal, feedback_callback=self._on_feedback), 30.0, "execute_instruction")
+        if not handle.accepted:
+            raise GraphError("the controller refuses the goal: " + (self._health.get("controller", (b"", ""))[1] or "it does not say why"))
+        done = handle.get_result_async()
+        newest, since = -1, time.monotonic()
+        while not self._until(done.done, 0.05):
+            on_progress(self._progress, recording)
+            if self._newest != newest:
+                newest, since = self._newest, time.monotonic()
+            elif time.monotonic() - since > 90.0:
+                raise GraphError(f"no tick of the simulation for 90 s; the nodes say: {self.health()}")
+        result = done.result().result
+        recording.outcome, recording.reason = OUTCOMES[result.outcome], result.reason
+        recording.steps, recording.accepted = result.steps, result.chunks
+        # The last messages may still be on their way.
+        self._until(lambda: len(recording.commands) >= result.steps and len(recording.chunks) >= result.chunks, 2.0)
+        self._until(lambda: all(self._newest in images for images in recording.images.values()), 2.0)
+        self._episode = None
+        recording.states = {stamp: state for stamp, state in list(recording.states.items()) if state.tick >= answer.tick}
+        on_progress(Progress(result.steps, self._progress.chunk_age, self._progress.latency), recording)
+        return recording
+
+    def health(self) -> str:
+        """What the nodes last said on /diagnostics."""
+        return "; ".join(f"{name}: {message}" for name, (_, message) in sorted(self._health.items())) or "nothing"
+
+    # Waiting, always with an eye on the processes.
+
+    def _until(self, condition: Callable[[], bool], patience: float) -> bool:
+        """Whether the condition came to hold within `patience` s."""
+        began = time.monotonic()
+        while not condition():
+            self._check()
+            if time.monotonic() - began > patience:
+                return False
+            time.sleep(0.01)
+        return True
+
+    def _result(self, future: Future, patience: float, what: str) -> Any:
+        if not self._until(future.done, patience):
+            raise GraphError(f"{what} is not answered within {patience:g} s; the nodes say: {self.health()}")
+        return future.result()
+
+    # Callbacks, in the spinning thread. They only keep what arrives.
+
+    def _spin(self) -> None:
+        try:
+            self._executor.spin()
+        except ExternalShutdownException:
+            pass
+
+    def _on_image(self, role: str, image: Image) -> None:
+        if (episode := self._episode) is not None:
+            episode.images[role][stamp_to_ns(image.header.stamp)] = image
+
+    def _on_state(self, state: SimulationState) -> None:
+        self._newest = stamp_to_ns(state.header.stamp)
+        if (episode := self._episode) is not None:
+            episode.states[self._newest] = state
+
+    def _on_chunk(self, chunk: ActionChunk) -> None:
+        if (episode := self._episode) is not None:
+            episode.chunks.append((stamp_to_ns(chunk.header.stamp), chunk_from_msg(chunk)))
+
+    def _on_command(self, command: EndEffectorCommand) -> None:
+        if (episode := self._episode) is not None:
+            episode.commands.append(command)
+
+    def _on_feedback(self, message: Any) -> None:
+        feedback = message.feedback
+        self._progress = Progress(feedback.step, duration_to_ns(feedback.chunk_age) / 1e9, duration_to_ns(feedback.inference_latency) / 1e9)
+
+    def _on_diagnostics(self, array: DiagnosticArray) -> None:
+        for status in array.status:
+            self._health[status.name] = (status.level, status.message)
