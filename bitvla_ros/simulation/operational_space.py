@@ -94,9 +94,7 @@ class OperationalSpaceController:
         acceleration = posture + arm.T @ np.linalg.solve(gram, wanted - arm @ posture)
         fastest = np.minimum(VELOCITY_LIMIT, _LIMIT_RATE * np.maximum(self._high - joint_position, 0.0))
         slowest = -np.minimum(VELOCITY_LIMIT, _LIMIT_RATE * np.maximum(joint_position - self._low, 0.0))
-        acceleration = np.clip(
-            acceleration, (slowest - joint_velocity) / _LIMIT_TIME, (fastest - joint_velocity) / _LIMIT_TIME
-        )
+        acceleration = np.clip(acceleration, (slowest - joint_velocity) / _LIMIT_TIME, (fastest - joint_velocity) / _LIMIT_TIME)
         self._acceleration[self._dof] = acceleration
         mujoco.mj_mulM(self._model, data, self._torque, self._acceleration)
         torque = self._torque[self._dof] + data.qfrc_bias[self._dof] - data.qfrc_passive[self._dof]

@@ -65,9 +65,7 @@ class Renderer:
         self._context.make_current()
         images = {}
         for name, camera in self._cameras.items():
-            mujoco.mjv_updateScene(
-                self._model, data, self._options, None, camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene
-            )
+            mujoco.mjv_updateScene(self._model, data, self._options, None, camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene)
             self._add_shadows(data)
             mujoco.mjr_render(self._rectangle, self._scene, self._gl)
             mujoco.mjr_readPixels(self._buffer, None, self._rectangle, self._gl)
@@ -83,7 +81,7 @@ class Renderer:
                 mujoco.mjv_initGeom(
                     self._scene.geoms[self._scene.ngeom],
                     mujoco.mjtGeom.mjGEOM_CYLINDER,
-                    np.array([spread, spread, 2e-4]),
+                    np.array([spread, 2e-4, 0.0]),
                     np.array([x - 0.3 * height, y - 0.25 * height, 5e-4 + 2e-4 * scale]),
                     np.eye(3).ravel(),
                     np.array([0.05, 0.04, 0.03, share * strength], np.float32),

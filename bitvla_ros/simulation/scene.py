@@ -237,9 +237,11 @@ def _fixed(item: Item) -> str:
     if item.kind == "bowl":
         shape = _bowl()
     elif item.kind == "plate":
-        discs = (("solid", PLATE_RADIUS, PLATE_TOP, "0.95 0.95 0.94 1"),
-                 ("", 0.80 * PLATE_RADIUS, PLATE_TOP + 0.0006, "0.45 0.60 0.78 1"),
-                 ("", 0.74 * PLATE_RADIUS, PLATE_TOP + 0.0012, "0.93 0.93 0.92 1"))
+        discs = (
+            ("solid", PLATE_RADIUS, PLATE_TOP, "0.95 0.95 0.94 1"),
+            ("", 0.80 * PLATE_RADIUS, PLATE_TOP + 0.0006, "0.45 0.60 0.78 1"),
+            ("", 0.74 * PLATE_RADIUS, PLATE_TOP + 0.0012, "0.93 0.93 0.92 1"),
+        )
         shape = "".join(
             f'<geom {"class=" + chr(34) + kind + chr(34) if kind else ""} type="cylinder" pos="0 0 {top / 2:.5f}" '
             f'size="{radius:.5f} {top / 2:.5f}" rgba="{rgba}"/>'

@@ -67,11 +67,12 @@ class TabletopEnvironment:
         self._quaternion = np.zeros(4)
         self._opening = self._opening_goal = _OPENING
         self._started = False
-        moving = {item.name: 1.3 * scene.BLOCK for item in self._suite.items if item.movable}
-        self._renderer = Renderer(model, cameras, image_size, shadows={**moving, scene.HAND_BODY: 0.05}) if cameras else None
+        shadows = {"block": 1.3 * scene.BLOCK, "can": 1.3 * scene.CAN_RADIUS, "bowl": 0.9 * scene.BOWL_RADIUS, "plate": scene.PLATE_RADIUS}
+        below = {item.name: shadows[item.kind] for item in self._suite.items if item.kind in shadows}
+        self._renderer = Renderer(model, cameras, image_size, shadows={**below, scene.HAND_BODY: 0.05}) if cameras else None
 
     def reset(self, task: int, seed: int) -> Snapshot:
-        """Begin an episode whose initial state is drawn from (suite, task, seed). Raises ValueError for an unknown task or a negative seed."""
+        """Begin an episode; (suite, task, seed) draw its initial state. Raises ValueError for an unknown task or a negative seed."""
         if not 0 <= task < len(self.tasks):
             raise ValueError(f"{self.suite} has tasks 0 to {len(self.tasks) - 1}, not {task}")
         if seed < 0:

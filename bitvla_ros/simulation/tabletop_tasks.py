@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import scene
+from .expert import ExpertError, PickAndPlace
 from .scene import Item
 
 Array = NDArray[np.float64]
@@ -85,13 +86,13 @@ def _spatial_layout(task: int, rng: np.random.Generator) -> Layout:
         "bowl": _around(rng, -0.11, -0.01, 0.01, 0.0),
         "wooden_box": _around(rng, 0.15, -0.01, 0.01, 0.0),
     }
-    bowl, box = np.array(layout["bowl"][:2]), np.array(layout["wooden_box"][:2])
-    middle = (bowl + box) / 2 + (0.008, 0.0)  # the bowl is the wider one
+    (bowl_x, bowl_y, _), (box_x, box_y, _) = layout["bowl"], layout["wooden_box"]
+    middle_x, middle_y = (bowl_x + box_x) / 2 + 0.008, (bowl_y + box_y) / 2  # the bowl is the wider one
     places = (
         _around(rng, 0.02, -0.19, 0.035),
-        _around(rng, bowl[0], bowl[1] + 0.115, 0.008),
-        _around(rng, *box, 0.008),
-        _around(rng, *middle, 0.008),
+        _around(rng, bowl_x, bowl_y + 0.115, 0.008),
+        _around(rng, box_x, box_y, 0.008),
+        _around(rng, middle_x, middle_y, 0.008),
     )
     other = (task + 1 + int(rng.integers(len(places) - 1))) % len(places)
     return {**layout, "red_block_1": places[task], "red_block_2": places[other]}
@@ -99,8 +100,13 @@ def _spatial_layout(task: int, rng: np.random.Generator) -> Layout:
 
 SPATIAL = Suite(
     "tabletop_spatial",
-    (Item("red_block_1", "block", "red"), Item("red_block_2", "block", "red"),
-     Item("plate", "plate"), Item("bowl", "bowl"), Item("wooden_box", "wooden_box")),
+    (
+        Item("red_block_1", "block", "red"),
+        Item("red_block_2", "block", "red"),
+        Item("plate", "plate"),
+        Item("bowl", "bowl"),
+        Item("wooden_box", "wooden_box"),
+    ),
     tuple(Task(f"pick up the red block {place} and place it on the plate", "red_block_1", "plate") for place in _PLACES),
     _spatial_layout,
     220,
@@ -115,7 +121,8 @@ _THINGS = {"red_block": "red block", "green_block": "green block", "blue_block":
 def _object_layout(task: int, rng: np.random.Generator) -> Layout:
     slots = [(x, y) for x in (-0.09, 0.06) for y in (-0.21, -0.10, 0.01)]
     order = rng.permutation(len(slots))[: len(_THINGS)]
-    layout = {name: _around(rng, *slots[slot], 0.018) for name, slot in zip(_THINGS, order, strict=True)}
+    places = (slots[slot] for slot in order)
+    layout = {name: _around(rng, x, y, 0.018) for name, (x, y) in zip(_THINGS, places, strict=True)}
     return {**layout, "basket": _around(rng, 0.0, 0.18, 0.015, 0.0)}
 
 
@@ -144,8 +151,14 @@ def _goal_layout(task: int, rng: np.random.Generator) -> Layout:
 
 GOAL = Suite(
     "tabletop_goal",
-    (Item("red_block", "block", "red"), Item("green_block", "block", "green"),
-     Item("bowl", "bowl"), Item("plate", "plate"), Item("basket", "basket"), Item("mat", "mat")),
+    (
+        Item("red_block", "block", "red"),
+        Item("green_block", "block", "green"),
+        Item("bowl", "bowl"),
+        Item("plate", "plate"),
+        Item("basket", "basket"),
+        Item("mat", "mat"),
+    ),
     (
         Task("put the red block in the bowl", "red_block", "bowl"),
         Task("put the red block on the plate", "red_block", "plate"),
@@ -159,3 +172,26 @@ GOAL = Suite(
 )
 
 SUITES: Mapping[str, Suite] = {suite.name: suite for suite in (SPATIAL, OBJECT, GOAL)}
+
+
+# --- what the expert does -----------------------------------------------------------------------------------------------------
+
+_RELEASE = {"bowl": 0.065, "plate": 0.045, "basket": 0.085, "mat": 0.030, "block": 2 * scene.BLOCK + 0.006}  # m, above the goal
+
+
+def plans(suite: str) -> dict[str, PickAndPlace]:
+    """Instruction -> plan, for every task of a tabletop suite. Raises ExpertError for another suite."""
+    if suite not in SUITES:
+        raise ExpertError(f"unknown suite {suite!r}: the tabletop has {', '.join(SUITES)}")
+    chosen = SUITES[suite]
+    return {
+        task.instruction: PickAndPlace(
+            task.target,
+            task.goal,
+            grasp=(0.0, 0.0, 0.0),
+            release=_RELEASE[chosen.item(task.goal).kind] + chosen.item(task.target).half_height - scene.BLOCK,
+            close_steps=8,
+            open_steps=8,
+        )
+        for task in chosen.tasks
+    }
