@@ -1,0 +1,182 @@
+"""BitVLA as a policy: an observation becomes the network's input, its output becomes a chunk of commands."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..model import BitVLA, build, load_checkpoint
+from ..model.tokenizer import END_OF_TEXT, byte_tokenizer
+from .chunk import ACTION_DIM, ActionChunk, Latency
+from .gate import Reason, Refused
+from .normalization import Statistics, normalise_proprio, to_command, unnormalise_actions
+from .observation import STATE_DIM, Observation
+from .policy import PolicySpec
+from .preprocessing import ImageRecipe
+from .prompt import Prompt, load_tokenizer
+
+CAMERAS = ("scene", "wrist")
+
+
+class PolicyError(ValueError):
+    """A model that cannot act as it is: the message says what it lacks."""
+
+
+class InferenceError(RuntimeError):
+    """The network gave something that must not reach an arm."""
+
+
+class BitVLAPolicy:
+    """Joins preprocessing, prompt, network and normalisation. `load` and `random` make one.
+
+    model: in eval mode, on its device. tokenizer: see load_tokenizer. cameras: roles, in the order of training (scene, then wrist).
+    recipe: how images are prepared. statistics: by default the checkpoint's. control_hz: rate the actions are meant for, by default
+    the checkpoint's. frame: in which actions are expressed, that of the end-effector pose.
+    Raises PolicyError, PromptError or StatisticsError where these do not fit together.
+    """
+
+    def __init__(
+        self,
+        model: BitVLA,
+        tokenizer: Any,
+        *,
+        recipe: ImageRecipe,
+        cameras: tuple[str, ...] = CAMERAS,
+        statistics: Statistics | None = None,
+        control_hz: float | None = None,
+        frame: str = "",
+    ) -> None:
+        config = model.config
+        control_hz = control_hz or config.control_hz
+        if control_hz is None:
+            raise PolicyError(
+                "the checkpoint does not say at what rate its actions are meant to be played; give control_hz, the rate of the dataset "
+                "that it was fine-tuned on (LIBERO: 20)"
+            )
+        if not (np.isfinite(control_hz) and control_hz > 0):
+            raise PolicyError(f"control_hz is {control_hz}; expected a positive rate in Hz")
+        if config.action_dim != ACTION_DIM or config.proprio_dim not in (None, STATE_DIM):
+            raise PolicyError(
+                f"the checkpoint has {config.action_dim} numbers an action and {config.proprio_dim} of proprioception; "
+                f"this policy drives one end effector with {ACTION_DIM}, and {STATE_DIM} or none of proprioception"
+            )
+        if not config.action_head:
+            raise PolicyError("the checkpoint has no action head; expected a fine-tuned one, with action_head--*_checkpoint.pt")
+        if not cameras or len(set(cameras)) != len(cameras):
+            raise PolicyError(f"cameras are {cameras}; name each of the checkpoint's cameras once, in the order of training")
+        size = config.vision.image_size
+        if recipe.shape != (size, size):
+            raise PolicyError(f"preprocessing gives images of {recipe.shape}, the network takes {(size, size)}; do its files belong together?")
+        self.prompt = Prompt(tokenizer, image_tokens=config.vision.num_patches, cameras=len(cameras))
+        if (self.prompt.image_token_id, self.prompt.proprio_token_id) != (config.image_token_id, config.proprio_token_id):
+            raise PolicyError("the tokenizer and the network disagree about the ids of the image and proprioception tokens")
+        self.model = model
+        self.recipe = recipe
+        self.statistics = statistics or Statistics.from_dict(
+            model.norm_stats, action_dim=config.action_dim, proprio_dim=config.proprio_dim
+        )
+        self.frame = frame
+        self.spec = PolicySpec("bitvla", tuple(cameras), config.chunk, float(control_hz), False, model.model_hash)
+
+    @classmethod
+    def load(
+        cls,
+        path_or_hub_id: Path | str,
+        *,
+        cameras: tuple[str, ...] = CAMERAS,
+        rotate_180: bool = False,
+        jpeg: bool = False,
+        fit: str = "squash",
+        frame: str = "",
+        device: torch.device | str = "cpu",
+        **options: Any,
+    ) -> BitVLAPolicy:
+        """A fine-tuned checkpoint. rotate_180, jpeg, fit: see ImageRecipe. options: what load_checkpoint takes beside the path."""
+        model = load_checkpoint(path_or_hub_id, **options)
+        assert model.path is not None
+        recipe = ImageRecipe.from_checkpoint(model.path, rotate_180=rotate_180, jpeg=jpeg, fit=fit)
+        policy = cls(model, load_tokenizer(model.path), recipe=recipe, cameras=cameras, frame=frame)
+        model.to(device).freeze()
+        return policy
+
+    @classmethod
+    def random(
+        cls,
+        preset: str = "nano",
+        seed: int = 0,
+        *,
+        cameras: tuple[str, ...] = CAMERAS,
+        frame: str = "",
+        device: torch.device | str = "cpu",
+        **options: Any,
+    ) -> BitVLAPolicy:
+        """Random weights, for tests and benchmarks: it moves, without sense. options: what build takes."""
+        model = build(preset, seed=seed, **options)
+        tokenizer = byte_tokenizer()
+        vocabulary = tokenizer.get_vocab()
+        # The sizes of 3b come with the ids of a tokenizer that has to be downloaded; random embeddings do not care.
+        model.config = replace(
+            model.config,
+            image_token_id=vocabulary["<|image_pad|>"],
+            proprio_token_id=vocabulary["<proprio_pad>"],
+            stop_token_id=vocabulary[END_OF_TEXT],
+        )
+        policy = cls(
+            model,
+            tokenizer,
+            recipe=ImageRecipe(image_size=model.config.vision.image_size),
+            cameras=cameras,
+            statistics=Statistics.identity(proprio_dim=model.config.proprio_dim),
+            control_hz=model.config.control_hz or 20.0,
+            frame=frame,
+        )
+        model.to(device).freeze()
+        return policy
+
+    def reset(self) -> None:
+        """Nothing to forget: every chunk is made of one observation."""
+
+    def infer(self, observation: Observation) -> ActionChunk:
+        """One forward pass. Raises InferenceError where the network's output is not finite, and Refused where a camera is missing."""
+        start = time.perf_counter()
+        missing = [role for role in self.spec.cameras if role not in observation.images]
+        if missing:
+            raise Refused(Reason.MISSING_STREAM, f"no image of {', '.join(missing)}; the policy needs {', '.join(self.spec.cameras)}")
+        pixel_values = torch.from_numpy(np.stack([self.recipe(observation.images[role]) for role in self.spec.cameras]))
+        input_ids = torch.tensor(self.prompt(observation.instruction))
+        bounds = self.statistics.proprio
+        proprio = None if bounds is None else torch.from_numpy(normalise_proprio(observation.state, bounds))
+
+        prepared = time.perf_counter()
+        normalised = self.model.predict(pixel_values, input_ids, proprio).normalized_actions.float().cpu().numpy()
+        inferred = time.perf_counter()
+
+        if not np.isfinite(normalised).all():
+            raise InferenceError(
+                f"{(~np.isfinite(normalised)).sum()} of the network's {normalised.size} numbers are not finite; nothing is published. "
+                "Check the weights, and the dtype: bfloat16 or float32"
+            )
+        actions = to_command(unnormalise_actions(normalised, self.statistics.action))
+        return ActionChunk(
+            actions=actions,
+            observation_stamp=observation.stamp,
+            step_duration=self.spec.step_duration,
+            frame=self.frame,
+            epoch=observation.epoch,
+            instruction=observation.instruction,
+            model_hash=self.spec.model_hash,
+            latency=Latency(prepared - start, inferred - prepared, time.perf_counter() - start),
+        )
+
+    def warm_up(self, runs: int = 2) -> Latency:
+        """Infer from made-up observations, so that the first real chunk is not the slow one. Returns the last latency."""
+        random = np.random.default_rng(0)
+        images = {role: random.integers(0, 256, (256, 256, 3), dtype=np.uint8) for role in self.spec.cameras}
+        observation = Observation(images, np.zeros(STATE_DIM), "warm up", {role: 1 for role in (*self.spec.cameras, "state")})
+        chunks = [self.infer(observation) for _ in range(max(1, runs))]
+        return chunks[-1].latency
