@@ -1,0 +1,49 @@
+"""Where one frame stands in another: a small interface of our own, and TF behind it where ROS is installed."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from rclpy.duration import Duration
+from rclpy.node import Node
+from rclpy.time import Time
+
+from .missing import need
+
+Transform = tuple[NDArray[np.float64], NDArray[np.float64]]
+
+
+class NoTransform(LookupError):
+    """A transform is not known at the time asked for; the message says between which frames."""
+
+
+class Frames(Protocol):
+    def lookup(self, target: str, source: str, stamp: int) -> Transform:
+        """Pose of `source` in `target` at `stamp` (ns): position float64 [3], m, quaternion float64 [4] xyzw. Raises NoTransform."""
+
+    def close(self) -> None:
+        """Stop listening."""
+
+
+class TfFrames:
+    """Frames from /tf and /tf_static. Raises MissingPackage where tf2_ros is not installed."""
+
+    PATIENCE = Duration(nanoseconds=50_000_000)  # transforms arrive a little later than the image they belong to
+
+    def __init__(self, node: Node) -> None:
+        self._tf2 = need("tf2_ros")
+        self._buffer = self._tf2.Buffer(node=node)
+        self._listener = self._tf2.TransformListener(self._buffer, node)
+
+    def lookup(self, target: str, source: str, stamp: int) -> Transform:
+        try:
+            found = self._buffer.lookup_transform(target, source, Time(nanoseconds=stamp), self.PATIENCE).transform
+        except self._tf2.TransformException as error:
+            raise NoTransform(f"no transform from {source!r} to {target!r} at {stamp / 1e9:.3f} s: {error}") from error
+        p, q = found.translation, found.rotation
+        return np.array([p.x, p.y, p.z]), np.array([q.x, q.y, q.z, q.w])
+
+    def close(self) -> None:
+        self._listener.unregister()

@@ -1,0 +1,151 @@
+"""What a policy looks at, as subscriptions: cameras, joints, the end effector's pose (topic or TF), and for the expert the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from geometry_msgs.msg import PoseStamped
+from rclpy.node import Node
+from sensor_msgs.msg import CompressedImage, Image, JointState
+
+from bitvla_ros.msg import SimulationState
+
+from ..policy.gate import Reason, Refused
+from ..policy.observation import Observation
+from ..policy.policy import PolicySpec
+from ..policy.streams import Streams
+from .conversions import ImageError, image_from_msg, pose_from_msg, privileged_from_msg, stamp_to_ns
+from .frames import Frames, NoTransform
+from .parameters import Parameter, ParameterError
+from .qos import LATCHED, state_qos
+from .schedule import Schedule
+
+PARAMETERS = (
+    Parameter("camera_transport", "raw", "Images as sensor_msgs/Image or CompressedImage", choices=("raw", "compressed")),
+    Parameter("synchronised", False, "Inputs are reliable and latched, as a simulator in lockstep publishes them; else sensor data"),
+    Parameter("state_source", "pose", "Pose of the end effector from the topic end_effector_pose or from TF", choices=("pose", "tf")),
+    Parameter("base_frame", "base", "With TF: frame of the pose, and of the chunks"),
+    Parameter("ee_frame", "panda_hand", "With TF: frame of the end effector"),
+    Parameter("gripper_joints", ("panda_finger_joint1", "panda_finger_joint2"), "The two finger joints in joint_states, or the only one"),
+    Parameter("gripper_scale", (1.0, 1.0), "Finger i of the state is gripper_scale[i] * joint + gripper_offset[i]"),
+    Parameter("gripper_offset", (0.0, 0.0), "See gripper_scale", unit="m"),
+    Parameter(
+        "orientation_branch",
+        (0.0, 0.0, 0.0, 0.0),
+        "A quaternion xyzw on the training data's branch: of q and -q, the orientation nearer to it is taken. Zeros: taken as it comes",
+    ),
+)
+
+
+class Inputs:
+    """Keeps the newest inputs and makes observations of them.
+
+    Callbacks run on the executor's thread and only keep messages; images are decoded and transforms looked up in `observe`, on the
+    thread that needs them. on_news: something new has come. on_refusal: an input was refused, or its message made no sense.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        p: SimpleNamespace,
+        spec: PolicySpec,
+        frames: Frames | None,
+        on_news: Callable[[], None],
+        on_refusal: Callable[[Exception], None],
+    ) -> None:
+        if len(p.gripper_joints) not in (1, 2) or len(p.gripper_scale) != 2 or len(p.gripper_offset) != 2 or len(p.orientation_branch) != 4:
+            raise ParameterError("give gripper_joints 1 or 2 names, gripper_scale and gripper_offset 2 numbers, orientation_branch 4")
+        branch = np.array(p.orientation_branch) if any(p.orientation_branch) else None
+        self.frame = p.base_frame if frames else ""
+        self._node, self._p, self._frames = node, p, frames
+        self._on_news, self._on_refusal = on_news, on_refusal
+        self._streams = Streams(spec.cameras, privileged=spec.privileged, branch=branch)
+        self._joints_stamp = 0
+        qos = state_qos(p.synchronised)
+        compressed = p.camera_transport == "compressed"
+        kind, suffix = (CompressedImage, "/compressed") if compressed else (Image, "")
+        self._subscriptions = [
+            self._subscribe(kind, f"camera/{role}/image_raw{suffix}", partial(self._take_image, role), qos) for role in spec.cameras
+        ]
+        self._subscriptions.append(self._subscribe(JointState, "joint_states", self._take_joints, qos))
+        if frames is None:
+            self._subscriptions.append(self._subscribe(PoseStamped, "end_effector_pose", self._take_pose, qos))
+        if spec.privileged:
+            self._subscriptions.append(self._subscribe(SimulationState, "simulation_state", self._take_truth, LATCHED))
+
+    def close(self) -> None:
+        for subscription in self._subscriptions:
+            self._node.destroy_subscription(subscription)
+        if self._frames is not None:
+            self._frames.close()
+
+    def clear(self) -> None:
+        """Forget every input: time has jumped back."""
+        self._streams.clear()
+        self._joints_stamp = 0
+
+    def observe(self, schedule: Schedule) -> Observation | None:
+        """The newest observation, its images still as messages (see `decode`); None in lockstep while a tick is incomplete.
+
+        Raises Refused where a stream or a transform is missing.
+        """
+        if self._frames is not None and self._joints_stamp:
+            # At the joints' stamp: robot_state_publisher computes TF from just these, so nothing is extrapolated.
+            stamp = self._joints_stamp
+            try:
+                position, orientation = self._frames.lookup(self._p.base_frame, self._p.ee_frame, stamp)
+            except NoTransform as error:
+                raise Refused(Reason.MISSING_TRANSFORM, str(error)) from error
+            self._streams.add_pose(stamp, position, orientation)
+        newest = self._streams.latest(schedule.instruction, schedule.epoch)
+        return self._streams.at(newest.stamp, schedule.instruction, schedule.epoch) if schedule.lockstep else newest
+
+    @staticmethod
+    def decode(observation: Observation) -> Observation:
+        """The observation with RGB arrays for images. Raises Refused where one does not decode."""
+        images = {}
+        for role, message in observation.images.items():
+            try:
+                images[role] = image_from_msg(message)
+            except ImageError as error:
+                reason = Reason.WRONG_SIZE if error.what == "size" else Reason.WRONG_ENCODING
+                raise Refused(reason, f"camera {role}: {error}") from error
+        return replace(observation, images=images)
+
+    def _subscribe(self, kind: Any, topic: str, take: Callable[[Any], None], qos: Any) -> Any:
+        def callback(message: Any) -> None:
+            try:
+                take(message)
+            except Exception as error:  # from here it would end the node
+                self._on_refusal(error)
+            self._on_news()
+
+        return self._node.create_subscription(kind, topic, callback, qos)
+
+    def _take_image(self, role: str, message: Image | CompressedImage) -> None:
+        self._streams.add_image(role, stamp_to_ns(message.header.stamp), message)
+
+    def _take_pose(self, message: PoseStamped) -> None:
+        self._streams.add_pose(stamp_to_ns(message.header.stamp), *pose_from_msg(message))
+        self.frame = message.header.frame_id
+
+    def _take_joints(self, message: JointState) -> None:
+        positions = dict(zip(message.name, message.position, strict=False))
+        names = self._p.gripper_joints
+        if not any(name in message.name for name in names):
+            return  # another publisher's joints
+        missing = [name for name in names if name not in positions]
+        if missing:
+            raise Refused(Reason.MISSING_STREAM, f"joint_states gives no position of {', '.join(missing)}; see gripper_joints")
+        joints = np.array([positions[names[0]], positions[names[-1]]])
+        stamp = stamp_to_ns(message.header.stamp)
+        self._streams.add_gripper(stamp, np.array(self._p.gripper_scale) * joints + np.array(self._p.gripper_offset))
+        self._joints_stamp = stamp
+
+    def _take_truth(self, message: SimulationState) -> None:
+        self._streams.add_privileged(stamp_to_ns(message.header.stamp), privileged_from_msg(message))

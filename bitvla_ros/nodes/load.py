@@ -1,0 +1,71 @@
+"""Which policy a node runs: its parameters, loading it, and a first inference before anything depends on it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+from ..policy.policy import Policy
+from .parameters import Parameter, ParameterError
+
+PARAMETERS = (
+    Parameter("policy", "bitvla", "What infers: the network, the scripted expert, or a recording", choices=("bitvla", "expert", "replay")),
+    Parameter("model", "", "bitvla: directory or hub id of a checkpoint, or random:nano, random:3b. replay: the recording"),
+    Parameter("norm_key", "", "Which of the checkpoint's statistics to use; empty where it has only one"),
+    Parameter("attention", "", "Mask of the language model; empty: as the checkpoint says", choices=("", "bidirectional", "causal")),
+    Parameter("chunk", 0, "Actions a forward pass; 0: as the checkpoint says", minimum=0, maximum=1000),
+    Parameter("control_hz", 0.0, "Rate the actions are meant for; 0: as the checkpoint says", "Hz", 0, 1000),
+    Parameter("activation_bits", 8, "Quantization of activations; 0: none", choices=(0, 8)),
+    Parameter("dtype", "float32", "Of weights and arithmetic", choices=("float32", "bfloat16")),
+    Parameter("device", "cpu", "Where the network runs: cpu, cuda or cuda:N"),
+    Parameter("threads", 2, "CPU threads of the network; the same number gives the same actions", minimum=1, maximum=256),
+    Parameter("cameras", ("scene", "wrist"), "bitvla: camera roles in the order of the training data"),
+    Parameter("rotate_180", False, "bitvla: turn images that nobody has turned upright yet, such as LIBERO's raw renderings"),
+    Parameter("jpeg", False, "bitvla: the JPEG round trip that LIBERO's datasets went through; real cameras do not need it"),
+    Parameter("fit", "squash", "bitvla: what the checkpoint's dataset did with frames that are not square", choices=("squash", "crop")),
+    Parameter("suite", "tabletop_object", "expert: the suite whose tasks it solves"),
+    Parameter("seed", 0, "bitvla: of random weights", minimum=0, maximum=2**31 - 1),
+)
+DEFAULTS = {parameter.name: parameter.default for parameter in PARAMETERS}
+OF_CHECKPOINTS = ("norm_key", "attention", "chunk", "control_hz", "rotate_180", "jpeg", "fit")
+
+
+def load_policy(p: SimpleNamespace) -> Policy:
+    """The policy that the parameters ask for, warmed up. Raises what loading raises: nothing half-loaded is returned."""
+    if p.policy == "expert":
+        from ..simulation.expert import make_expert
+
+        return make_expert(p.suite)
+    if not p.model:
+        raise ParameterError(f"the parameter model is empty: the policy {p.policy!r} needs it (bitvla without a checkpoint: random:nano)")
+    if p.policy == "replay":
+        from ..policy.replay import ReplayPolicy
+
+        return ReplayPolicy.load(p.model)
+    return _load_bitvla(p)
+
+
+def _load_bitvla(p: SimpleNamespace) -> Policy:
+    import torch
+
+    from ..policy.bitvla import BitVLAPolicy, InferenceError
+
+    try:
+        device = torch.device(p.device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        why = str(error).splitlines()[0]
+        raise ParameterError(f"device {p.device!r} cannot be used ({why}): give cpu, or cuda where there is one") from error
+    torch.set_num_threads(p.threads)
+    options = {"cameras": p.cameras, "activation_bits": p.activation_bits or None, "dtype": getattr(torch, p.dtype), "device": device}
+    given = {name: value for name in OF_CHECKPOINTS if (value := getattr(p, name)) != DEFAULTS[name]}
+    if p.model.startswith("random:"):
+        if given:
+            raise ParameterError(f"random weights know nothing of {', '.join(given)}: leave them at their defaults, or give a checkpoint")
+        policy = BitVLAPolicy.random(p.model.removeprefix("random:"), seed=p.seed, **options)
+    else:
+        policy = BitVLAPolicy.load(p.model, **options, **given)
+    try:
+        policy.warm_up()
+    except InferenceError as error:
+        raise ValueError(f"{p.model} cannot infer: {error}") from error
+    return policy
