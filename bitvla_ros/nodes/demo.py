@@ -26,6 +26,7 @@ EXAMPLES = """\
 CAMERAS = ("scene", "wrist")
 CONTROL_HZ = 20.0
 POLICIES = ("expert", "bitvla")
+PRESETS = ("nano", "3b")  # with random weights
 
 
 class DemoError(Exception):
@@ -65,9 +66,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         with Recorder(CAMERAS, lockstep=arguments.mode == "lockstep", check=graph.check) as recorder:
             for policy in arguments.policy or POLICIES:
                 label = policy_label(policy, arguments.model)
-                console.print(
-                    f"[bold]{label}[/]" + (": an untrained network, it moves the arm but solves no task" if "random" in label else "")
-                )
+                console.print(f"[bold]{label}[/]" + (": untrained, it moves the arm and solves no task" if "random" in label else ""))
                 with _policy_node(graph, recorder, policy, arguments, console):
                     episode = _play(recorder, label, arguments, console)
                 video = output / f"{policy}.mp4"
@@ -129,13 +128,17 @@ def controller_parameters(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def policy_parameters(policy: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    return {"policy": policy, "synchronised": arguments.mode == "lockstep"}
+    lockstep = arguments.mode == "lockstep"
+    common = {"policy": policy, "synchronised": lockstep, "use_sim_time": lockstep}
+    if policy == "expert":
+        return {**common, "suite": arguments.suite}
+    return {**common, "model": f"random:{arguments.model}" if arguments.model in PRESETS else arguments.model, "cameras": CAMERAS}
 
 
 def policy_label(policy: str, model: str) -> str:
     if policy == "expert":
         return "scripted expert"
-    return f"BitVLA {model}, random weights" if model in ("nano", "3b") else f"BitVLA {Path(model).name}"
+    return f"BitVLA {model}, random weights" if model in PRESETS else f"BitVLA {Path(model).name}"
 
 
 @contextlib.contextmanager

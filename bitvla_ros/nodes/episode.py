@@ -17,7 +17,8 @@ from .conversions import image_from_msg, stamp_to_ns
 
 @dataclass
 class Episode:
-    """states, images: by stamp in ns, images by camera role first. chunks, commands: by time of publishing or command in ns.
+    """states, images: by stamp in ns, images by camera role first. chunks: with the ROS time since when each was there,
+    ns; in lockstep, where time waits for a chunk, its observation's.
 
     outcome: "success", "time_limit", "cancelled" or "fault". steps, accepted: control steps and chunks as the controller counted them.
     """
@@ -49,9 +50,9 @@ class Episode:
         return [(at - chunk.observation_stamp) / 1e9 for at, chunk in pairs if chunk is not None]
 
     def chunk_behind(self, command: EndEffectorCommand) -> ActionChunk | None:
-        """The newest chunk of the command's epoch that was published when it was given."""
+        """The newest chunk of the command's epoch that was there when it was given."""
         at = stamp_to_ns(command.header.stamp)
-        fitting = [chunk for published, chunk in self.chunks if chunk.epoch == command.epoch and published <= at]
+        fitting = [chunk for there, chunk in self.chunks if chunk.epoch == command.epoch and there <= at]
         return fitting[-1] if fitting else None
 
     def moments(self) -> tuple[list[Moment], int]:

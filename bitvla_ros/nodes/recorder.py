@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -51,6 +53,9 @@ class Progress:
     latency: float = 0.0
 
 
+OnProgress = Callable[[Progress, Episode], None]
+
+
 class Recorder(Node):
     """Use as a context manager; it spins in a thread of its own, while `wait_until_active` and `run` are called from any other.
 
@@ -62,19 +67,15 @@ class Recorder(Node):
         context = Context()
         rclpy.init(args=[], context=context, signal_handler_options=SignalHandlerOptions.NO)
         super().__init__("recorder", context=context)
-        self._check = check
+        self._check, self._lockstep = check, lockstep
         self._health: dict[str, tuple[bytes, str]] = {}
         self._progress = Progress()
         self._cameras = tuple(cameras)
         self._episode: Episode | None = None  # only replaced, never changed, by the caller's thread
         self._newest = 0  # stamp of the newest tick, to see whether anything happens
+        images = LATCHED if lockstep else BEST_EFFORT
         for role in self._cameras:
-            self.create_subscription(
-                Image,
-                f"camera/{role}/image_raw",
-                lambda image, role=role: self._on_image(role, image),
-                LATCHED if lockstep else BEST_EFFORT,
-            )
+            self.create_subscription(Image, f"camera/{role}/image_raw", partial(self._on_image, role), images)
         self.create_subscription(SimulationState, "simulation_state", self._on_state, LATCHED)
         self.create_subscription(ActionChunk, "action_chunk", self._on_chunk, RELIABLE)
         self.create_subscription(EndEffectorCommand, "end_effector_command", self._on_command, RELIABLE)
@@ -118,9 +119,7 @@ class Recorder(Node):
         """Another node takes this name."""
         self._health.pop(name, None)
 
-    def run(
-        self, task: int, seed: int, *, steps: int | None, step_duration: int, on_progress: Callable[[Progress, Episode], None]
-    ) -> Episode:
+    def run(self, task: int, seed: int, *, steps: int | None, step_duration: int, on_progress: OnProgress) -> Episode:
         """Reset the simulator, have its instruction carried out, and return what was seen.
 
         steps: limit of control steps, None for the suite's. step_duration: ns. Raises GraphError where the graph refuses or stands still.
@@ -184,10 +183,8 @@ class Recorder(Node):
     # Callbacks, in the spinning thread. They only keep what arrives.
 
     def _spin(self) -> None:
-        try:
+        with contextlib.suppress(ExternalShutdownException):
             self._executor.spin()
-        except ExternalShutdownException:
-            pass
 
     def _on_image(self, role: str, image: Image) -> None:
         if (episode := self._episode) is not None:
@@ -200,7 +197,8 @@ class Recorder(Node):
 
     def _on_chunk(self, chunk: ActionChunk) -> None:
         if (episode := self._episode) is not None:
-            episode.chunks.append((stamp_to_ns(chunk.header.stamp), chunk_from_msg(chunk)))
+            there = chunk.observation_stamp if self._lockstep else chunk.header.stamp
+            episode.chunks.append((stamp_to_ns(there), chunk_from_msg(chunk)))
 
     def _on_command(self, command: EndEffectorCommand) -> None:
         if (episode := self._episode) is not None:
