@@ -116,10 +116,17 @@ class Session:
             self.steps += 1
         return command
 
-    def cancel(self, reason: str) -> None:
-        """Drop the task. When this returns no further command of its epoch is given but those that stop the arm."""
+    @property
+    def stopping(self) -> bool:
+        """A stop has begun and its hold has not been commanded yet."""
+        return self._stopping
+
+    def cancel(self, reason: str, *, stop: bool = True) -> None:
+        """Drop the task. When this returns no further command of its epoch is given but those that stop the arm.
+        stop: False gives not even those, because whoever waits for a command waits for another task's."""
         if self.running:
             self._end(Outcome.CANCELLED, reason)
+            self._stopping = stop
 
     def fault(self, reason: FaultReason, message: str) -> None:
         """Stop, and latch."""

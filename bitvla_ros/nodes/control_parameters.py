@@ -1,0 +1,51 @@
+"""The controller's parameters, and the player and guard that they describe."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+from bitvla_ros.control.guard import CLAMPS, Limits
+from bitvla_ros.control.player import PlayerConfig
+from bitvla_ros.control.session import ControlConfig
+
+from .parameters import Parameter, ParameterError
+
+_DEFAULT = ControlConfig()
+_PLAYER, _LIMITS = _DEFAULT.player, _DEFAULT.limits
+
+PARAMETERS = (
+    Parameter("control_hz", _PLAYER.control_hz, "Rate of the control steps; chunks made for another are refused", "Hz", 1.0, 1000.0),
+    Parameter("replan_steps", _PLAYER.replan_steps, "Actions of a chunk played before the next takes over; 0: all", "", 0, 1000),
+    Parameter("time_limit", 0.0, "Limit of a goal that names none; 0: the simulator's step limit", "s", 0.0, 86400.0),
+    Parameter("start_timeout", 10.0, "How long a goal waits for policy, simulator and state before it starts", "s", 0.0, 3600.0),
+    Parameter("max_age", _PLAYER.max_age, "Oldest observation whose chunk a moving arm still follows", "s", 0.0, 3600.0),
+    Parameter("max_age_still", _PLAYER.max_age_still, "The same for an arm that held still since the observation", "s", 0.0, 3600.0),
+    Parameter("max_future", _PLAYER.max_future, "Tolerated lead of an observation's stamp over our clock", "s", 0.0, 10.0),
+    Parameter("still_position", _PLAYER.still_position, "The pose may wander so far and the arm still counts as still", "m", 0.0, 1.0),
+    Parameter("still_angle", _PLAYER.still_angle, "See still_position", "rad", 0.0, 3.2),
+    Parameter("fade_steps", _PLAYER.fade_steps, "Steps in which a new chunk is blended with what was commanded last", "", 0, 100),
+    Parameter("ramp_steps", _PLAYER.ramp_steps, "Steps in which the arm comes to a hold, after a chunk and at a stop", "", 0, 100),
+    Parameter("limits.metres_per_unit", _LIMITS.metres_per_unit, "Motion of a full-scale step, sustained", "m", 1e-6, 1.0),
+    Parameter("limits.radians_per_unit", _LIMITS.radians_per_unit, "Rotation of a full-scale step, sustained", "rad", 1e-6, 3.2),
+    Parameter("limits.workspace_min", _LIMITS.workspace_min, "Corner of the box that the end effector stays in, in the pose's frame", "m"),
+    Parameter("limits.workspace_max", _LIMITS.workspace_max, "Opposite corner of the box", "m"),
+    Parameter("limits.speed", _LIMITS.speed, "Cap on the commanded speed", "m/s", 1e-6, 100.0),
+    Parameter("limits.angular_speed", _LIMITS.angular_speed, "Cap on the commanded angular speed", "rad/s", 1e-6, 1000.0),
+    Parameter("limits.acceleration", _LIMITS.acceleration, "Cap on the change between successive commands", "m/s2", 1e-6, 1e6),
+    Parameter("limits.angular_acceleration", _LIMITS.angular_acceleration, "The same for rotation", "rad/s2", 1e-6, 1e6),
+    Parameter("limits.max_state_age", _LIMITS.max_state_age, "Oldest measured pose that commands are checked against", "s", 1e-3, 60.0),
+    Parameter("limits.chunk_deadline", _LIMITS.chunk_deadline, "Realtime: longest time without an accepted chunk", "s", 1e-3, 3600.0),
+    Parameter("limits.hang_limit", _LIMITS.hang_limit, "Lockstep: longest time without progress", "s", 1e-3, 3600.0),
+    Parameter("limits.clamp", _LIMITS.clamp, f"Limits that clamp instead of stopping the arm: of {', '.join(CLAMPS)}; [''] for none"),
+)
+
+
+def control_config(p: SimpleNamespace) -> ControlConfig:
+    """p: the parameters by name, dots as underscores. Raises ParameterError."""
+    player = {name: getattr(p, name) for name in PlayerConfig.__dataclass_fields__}
+    limits = {name: getattr(p, f"limits_{name}") for name in Limits.__dataclass_fields__ if name not in ("ramp_steps", "clamp")}
+    clamp = tuple(name for name in p.limits_clamp if name)
+    try:
+        return ControlConfig(PlayerConfig(**player), Limits(**limits, ramp_steps=p.ramp_steps, clamp=clamp))
+    except ValueError as error:
+        raise ParameterError(str(error)) from error
