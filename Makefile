@@ -1,0 +1,53 @@
+# Everything starts here. Each target makes its own environment first; a second call finds it ready.
+#   PYTHON=python3.12   the interpreter to build on (3.10 to 3.13)
+#   TORCH_INDEX=URL     where torch comes from; without it the CPU build, or PyPI's CUDA build where there is a GPU
+#   ARGS="..."          passed on to pytest, bitvla demo or bitvla bench
+PYTHON ?= python3
+ARGS ?=
+export PYTHON TORCH_INDEX
+
+# One machine, one graph: nobody else's nodes, and every message field checked.
+TEST_ENVIRONMENT = ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST ROS_PYTHON_CHECK_FIELDS=1 OMP_NUM_THREADS=2
+
+REQUIREMENTS = constraints.txt setup.cfg pyproject.toml scripts/environment.sh scripts/check_system.py
+BUILD = setup.py package.xml CMakeLists.txt $(wildcard cmake/* msg/* srv/* action/*)
+
+.PHONY: help demo test test-libero test-colcon test-kilted test-jazzy lint bench clean
+.DEFAULT_GOAL := help
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*## */\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
+
+demo: .venv/complete  ## watch the expert, then BitVLA, drive a simulated arm through a ROS graph
+	.venv/bin/bitvla demo $(ARGS)
+
+test: .venv/complete  ## the tests
+	$(TEST_ENVIRONMENT) .venv/bin/python -m pytest -m "not libero" $(ARGS)
+
+test-libero: .venv-libero/complete  ## the tests of the optional extra LIBERO (assets in ../shared/libero_assets)
+	$(TEST_ENVIRONMENT) MUJOCO_GL=osmesa .venv-libero/bin/python -m pytest -m libero $(ARGS) < /dev/null
+
+test-colcon: test-kilted test-jazzy  ## build with pip and colcon against two releases of ROS 2, outside the checkout, and smoke-test
+
+test-kilted test-jazzy: test-%: .venv-%/complete
+	scripts/test_colcon.sh $*
+
+lint: .venv/complete  ## ruff, and mypy on everything but nodes/
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+
+bench: .venv/complete  ## how long a chunk takes here, and where the time goes
+	.venv/bin/bitvla bench $(ARGS)
+
+clean:  ## remove the environments and everything built
+	rm -rf .venv .venv-libero .venv-kilted .venv-jazzy build dist install log *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf bitvla_ros/msg bitvla_ros/srv bitvla_ros/action bitvla_ros/*.so
+
+.venv/complete: $(REQUIREMENTS) $(BUILD)
+	@scripts/environment.sh .venv main
+
+.venv-libero/complete: $(REQUIREMENTS) $(BUILD)
+	@scripts/environment.sh .venv-libero libero
+
+.venv-%/complete: $(REQUIREMENTS)
+	@scripts/environment.sh .venv-$* $*

@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+# environment.sh FOLDER KIND: makes the virtual environment FOLDER and installs into it, every version from constraints.txt.
+#   main    this package in place, ROS 2 Kilted from PyPI, the built-in simulator, the development tools
+#   libero  the same and LIBERO
+#   kilted, jazzy   colcon and what it needs to build against that release's wheels; not this package
+# PYTHON names the interpreter, TORCH_INDEX an index to take torch from. Calling it again only installs what changed.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+folder=$1 kind=$2
+python=${PYTHON:-python3}
+cpu_index=https://download.pytorch.org/whl/cpu
+
+say() { printf '\033[1m%s\033[0m\n' "$*" >&2; }
+
+"$python" scripts/check_system.py $([ "$kind" = libero ] && echo --libero)
+
+# The file pins ROS 2 Kilted; Jazzy's pins stand in it behind "#jazzy ".
+constraints=$PWD/constraints.txt
+if [ "$kind" = jazzy ]; then
+  mkdir -p "$folder"
+  sed -e '/^ros-/d' -e 's/^#jazzy //' "$constraints" > "$folder/constraints.txt"
+  constraints=$PWD/$folder/constraints.txt
+fi
+export PIP_BUILD_CONSTRAINT=$constraints PIP_DISABLE_PIP_VERSION_CHECK=1
+install() { "$folder/bin/python" -m pip install --quiet --constraint "$constraints" "$@"; }
+
+# torch first and alone: its index serves other packages too, which must come from PyPI.
+install_torch() {
+  local version
+  version=$(sed -n 's/^torch==//p' "$constraints")
+  if [ -n "${TORCH_INDEX:-}" ]; then
+    say "Installing torch $version from $TORCH_INDEX"
+    install --extra-index-url "$TORCH_INDEX" "torch==$version"
+  elif nvidia-smi -L > /dev/null 2>&1; then
+    say "Installing torch $version with CUDA, because there is a GPU (TORCH_INDEX=$cpu_index takes the small CPU build)"
+    install "torch==$version"
+  else
+    say "Installing torch $version, CPU build"
+    install "torch==$version+cpu" 2> /dev/null || install --extra-index-url "$cpu_index" "torch==$version+cpu" || {
+      say "No CPU build of torch at $cpu_index. TORCH_INDEX=URL names another index; TORCH_INDEX=$("$folder/bin/python" -m pip config get global.index-url 2> /dev/null || echo PyPI\'s) takes the CUDA build, gigabytes."
+      return 1
+    }
+  fi
+}
+
+if ! [ -x "$folder/bin/python" ]; then
+  if nvidia-smi -L > /dev/null 2>&1 && [ -z "${TORCH_INDEX:-}" ]; then size="3.5 GB"; else size="0.5 GB"; fi
+  say "Setting up $folder with $("$python" --version): about $size to download (pip's cache spares what it holds), then a minute of compiling."
+  "$python" -m venv "$folder"
+fi
+install pip setuptools wheel
+install_torch
+say "Installing the rest"
+case $kind in
+  main) install --editable '.[ros,sim,dev]' ;;
+  libero)
+    install --editable '.[ros,sim,libero,dev]'
+    install --no-deps --group libero
+    ;;
+  kilted | jazzy) install --group "$kind" ;;
+  *) say "unknown kind of environment: $kind"; exit 2 ;;
+esac
+touch "$folder/complete"
+say "$folder is ready."
