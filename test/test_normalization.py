@@ -157,5 +157,5 @@ def test_bad_statistics_are_refused(raw, spoil, message):
 
 
 def test_missing_statistics_are_refused():
-    with pytest.raises(StatisticsError, match="dataset_statistics.json"):
+    with pytest.raises(StatisticsError, match=r"dataset_statistics\.json"):
         Statistics.from_dict(None)

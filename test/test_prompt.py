@@ -45,8 +45,9 @@ def test_a_tokenizer_without_a_chat_template_gets_the_documented_one(tokenizer, 
 
 def test_documented_template_is_the_checkpoints(tokenizer):
     messages = [{"role": "user", "content": " a "}]
-    rendered = [tokenizer.apply_chat_template(messages, chat_template=t, tokenize=False, add_generation_prompt=True) for t in (None, CHAT_TEMPLATE)]
-    assert rendered[0] == rendered[1]
+    own = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    ours = tokenizer.apply_chat_template(messages, chat_template=CHAT_TEMPLATE, tokenize=False, add_generation_prompt=True)
+    assert ours == own
 
 
 @pytest.mark.parametrize(("cameras", "patches"), [(1, 16), (2, 9), (3, 256)])
@@ -118,10 +119,10 @@ def test_a_chat_template_that_drops_the_images_is_refused(tokenizer):
 
 
 def test_a_directory_without_a_tokenizer_is_refused(tmp_path):
-    with pytest.raises(PromptError, match="tokenizer.json"):
+    with pytest.raises(PromptError, match=r"tokenizer\.json"):
         load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(PromptError, match="tokenizer.json"):
+    with pytest.raises(PromptError, match=r"tokenizer\.json"):
         load_tokenizer(tmp_path)
 
 

@@ -156,7 +156,8 @@ def test_arrays_of_the_caller_may_be_reused():
     np.testing.assert_allclose(streams.latest("x").state, state_vector(POSITION, DOWN, FINGERS))
 
 
-unit = st.lists(st.floats(-1, 1), min_size=4, max_size=4).map(np.array).filter(lambda q: np.linalg.norm(q) > 0.1).map(lambda q: q / np.linalg.norm(q))
+unit = st.lists(st.floats(-1, 1), min_size=4, max_size=4).map(np.array).filter(lambda q: np.linalg.norm(q) > 0.1)
+unit = unit.map(lambda q: q / np.linalg.norm(q))
 
 
 @given(unit, unit)

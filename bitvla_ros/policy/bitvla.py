@@ -71,15 +71,15 @@ class BitVLAPolicy:
             raise PolicyError(f"cameras are {cameras}; name each of the checkpoint's cameras once, in the order of training")
         size = config.vision.image_size
         if recipe.shape != (size, size):
-            raise PolicyError(f"preprocessing gives images of {recipe.shape}, the network takes {(size, size)}; do its files belong together?")
+            raise PolicyError(
+                f"preprocessing gives images of {recipe.shape}, the network takes {(size, size)}; do its files belong together?"
+            )
         self.prompt = Prompt(tokenizer, image_tokens=config.vision.num_patches, cameras=len(cameras))
         if (self.prompt.image_token_id, self.prompt.proprio_token_id) != (config.image_token_id, config.proprio_token_id):
             raise PolicyError("the tokenizer and the network disagree about the ids of the image and proprioception tokens")
         self.model = model
         self.recipe = recipe
-        self.statistics = statistics or Statistics.from_dict(
-            model.norm_stats, action_dim=config.action_dim, proprio_dim=config.proprio_dim
-        )
+        self.statistics = statistics or Statistics.from_dict(model.norm_stats, action_dim=config.action_dim, proprio_dim=config.proprio_dim)
         self.frame = frame
         self.spec = PolicySpec("bitvla", tuple(cameras), config.chunk, float(control_hz), False, model.model_hash)
 
@@ -177,6 +177,6 @@ class BitVLAPolicy:
         """Infer from made-up observations, so that the first real chunk is not the slow one. Returns the last latency."""
         random = np.random.default_rng(0)
         images = {role: random.integers(0, 256, (256, 256, 3), dtype=np.uint8) for role in self.spec.cameras}
-        observation = Observation(images, np.zeros(STATE_DIM), "warm up", {role: 1 for role in (*self.spec.cameras, "state")})
+        observation = Observation(images, np.zeros(STATE_DIM), "warm up", dict.fromkeys((*self.spec.cameras, "state"), 1))
         chunks = [self.infer(observation) for _ in range(max(1, runs))]
         return chunks[-1].latency

@@ -175,7 +175,7 @@ class Gate:
         run = self._runs.get(role)
         if run is not None and stamp == run.stamp:
             return  # the same frame again, not a new one with the same content
-        digest = zlib.crc32(np.ascontiguousarray(observation.images[role]))
+        digest = zlib.crc32(np.ascontiguousarray(observation.images[role]).data)
         if run is None or digest != run.digest:
             self._runs[role] = _Run(digest, stamp, 1, observation.state.copy())
             return
@@ -194,7 +194,9 @@ def _check_state(observation: Observation) -> None:
     if observation.state.shape != (STATE_DIM,):
         raise Refused(Reason.WRONG_SIZE, f"the state has shape {observation.state.shape}; expected [{STATE_DIM}], see state_vector")
     if not np.isfinite(observation.state).all():
-        raise Refused(Reason.NON_FINITE, f"the state is {observation.state}; expected finite numbers from joint_states and end_effector_pose")
+        raise Refused(
+            Reason.NON_FINITE, f"the state is {observation.state}; expected finite numbers from joint_states and end_effector_pose"
+        )
     if observation.privileged is not None:
         bad = [name for name, pose in observation.privileged.object_poses.items() if not np.isfinite(pose).all()]
         if bad:

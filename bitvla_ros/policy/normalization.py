@@ -37,7 +37,9 @@ class Bounds:
             raise StatisticsError(f"{name}: expected an object with q01 and q99, got {statistics!r:.80}")
         q01, q99 = (_numbers(statistics, key, name, dimensions) for key in ("q01", "q99"))
         if (q01 > q99).any():
-            raise StatisticsError(f"{name}: q01 is above q99 in dimensions {np.flatnonzero(q01 > q99).tolist()}; expected quantiles in order")
+            raise StatisticsError(
+                f"{name}: q01 is above q99 in dimensions {np.flatnonzero(q01 > q99).tolist()}; expected quantiles in order"
+            )
         mask = np.asarray(statistics.get("mask", [True] * dimensions))
         if mask.shape != (dimensions,) or mask.dtype != np.bool_:
             raise StatisticsError(f"{name}.mask: expected {dimensions} booleans, got {statistics['mask']!r:.80}")

@@ -58,9 +58,7 @@ def quaternion_to_axis_angle(quaternion: NDArray[np.float64]) -> NDArray[np.floa
     return np.array([x, y, z]) * (2.0 * np.arccos(w) / sine)
 
 
-def state_vector(
-    position: NDArray[np.float64], quaternion: NDArray[np.float64], gripper: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def state_vector(position: NDArray[np.float64], quaternion: NDArray[np.float64], gripper: NDArray[np.float64]) -> NDArray[np.float64]:
     """Proprioception as the datasets store it, float64 [8].
 
     position: [3], m, of the grip site. quaternion: [4] xyzw, of the hand body, already on the dataset's branch.

@@ -135,14 +135,14 @@ def resize_lanczos3(image: UInt8Image, size: int) -> UInt8Image:
     """tf.image.resize(method="lanczos3", antialias=True), rounded and clipped: uint8 [H, W, 3] -> uint8 [size, size, 3].
 
     A channel at a time in floating point, as TensorFlow computes; on RGB, Pillow rounds to 8 bits between the two passes.
-    Like the reference, it resizes a frame that already has the size too, which changes nothing.
+    A frame that has the size already is left alone, as the filter would leave it.
     """
     if image.shape[:2] == (size, size):
         return image
     out = np.empty((size, size, 3), np.float32)
     for channel in range(3):
         plane = Image.fromarray(image[..., channel].astype(np.float32))
-        out[..., channel] = plane.resize((size, size), Image.Resampling.LANCZOS)
+        out[..., channel] = np.asarray(plane.resize((size, size), Image.Resampling.LANCZOS))
     np.rint(out, out=out)
     return np.clip(out, 0, 255, out=out).astype(np.uint8)
 
@@ -203,4 +203,5 @@ def normalise(
 def _levels(mean: tuple[float, ...], std: tuple[float, ...], rescale: float) -> NDArray[np.float32]:
     """float32 [3, 256]: what each of the 256 levels becomes. The product is taken in float64, the rest in float32."""
     level = (np.arange(256, dtype=np.float64) * rescale).astype(np.float32)
-    return (level - np.float32(mean)[:, None]) / np.float32(std)[:, None]
+    levels: NDArray[np.float32] = (level - np.asarray(mean, np.float32)[:, None]) / np.asarray(std, np.float32)[:, None]
+    return levels

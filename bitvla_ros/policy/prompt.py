@@ -79,9 +79,7 @@ class Prompt:
         # "<image>\n" a camera in the datasets; the reference's substitution swallows the newline.
         content = IMAGE_TOKEN * self.cameras + PROPRIO_TOKEN + f"What action should the robot take to {task}?"
         messages = [{"role": "user", "content": content}]
-        return str(
-            self._tokenizer.apply_chat_template(messages, chat_template=self._template, tokenize=False, add_generation_prompt=True)
-        )
+        return str(self._tokenizer.apply_chat_template(messages, chat_template=self._template, tokenize=False, add_generation_prompt=True))
 
     def __call__(self, instruction: str) -> NDArray[np.int64]:
         """int64 [P], read-only. The last instruction's ids are kept."""
@@ -92,7 +90,10 @@ class Prompt:
     def _tokenize(self, instruction: str) -> NDArray[np.int64]:
         ids = np.asarray(self._tokenizer(self.text(instruction))["input_ids"], np.int64)
         if ids.size == 0 or ids[0] != self._bos or (ids == self._bos).sum() != 1:
-            raise PromptError(f"the tokenizer does not put its bos_token (id {self._bos}) once, in front; tokenizer.json's post_processor should")
+            raise PromptError(
+                f"the prompt does not begin with the tokenizer's bos_token (id {self._bos}), or has it twice; "
+                "tokenizer.json's post_processor puts it there, and the instruction must not contain it"
+            )
         images, proprio = int((ids == self.image_token_id).sum()), int((ids == self.proprio_token_id).sum())
         if images != self.cameras or proprio != 1:
             raise PromptError(

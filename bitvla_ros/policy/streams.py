@@ -56,7 +56,7 @@ class Streams:
         if not (np.isfinite(position).all() and np.isfinite(orientation).all()):
             raise Refused(Reason.NON_FINITE, f"{POSE} is {position} {orientation}; expected finite numbers")
         if abs(float(np.linalg.norm(orientation)) - 1) > 1e-2:
-            raise Refused(Reason.INVALID_ORIENTATION, f"{POSE} has the quaternion {orientation}; expected a unit one, xyzw. Is it filled in?")
+            raise Refused(Reason.INVALID_ORIENTATION, f"{POSE} has the quaternion {orientation}; expected a unit one, xyzw")
         with self._lock:
             if self._branch is not None:
                 orientation = on_branch(orientation, self._branch)
