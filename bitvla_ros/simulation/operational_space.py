@@ -23,9 +23,9 @@ DAMPING = 2.0 * np.sqrt(STIFFNESS)  # 1/s, critical
 # has friction, and its decoupling neglects the inertia that rotation and translation share). Half of kp has that response.
 ROTATION_STIFFNESS = 75.0
 _POSTURE = 10.0  # 1/s^2, robosuite's kp of the null space
-_REGULARISATION = 1e-4  # of the least squares: matters only near singular postures
+_REGULARISATION = 5e-4  # of the least squares: keeps a stretched arm calm, and hardly slows it elsewhere
 _LIMIT_RATE = 12.0  # 1/s, a joint may close in on its limit no faster than this times the distance
-_LIMIT_MARGIN = 0.01  # rad, kept from the hard stop
+_LIMIT_MARGIN = 0.02  # rad, kept from the hard stop
 _LIMIT_TIME = 0.02  # s in which a velocity that is too high is taken back
 VELOCITY_LIMIT = np.array([2.175, 2.175, 2.175, 2.175, 2.61, 2.61, 2.61])  # rad/s, FCI
 
@@ -88,17 +88,34 @@ class OperationalSpaceController:
         error[3:] = ROTATION_STIFFNESS * _rotation_error(self._rotation, rotation)
         wanted = error - DAMPING * (arm @ joint_velocity)
         posture = _POSTURE * (self._posture - joint_position) - 2.0 * np.sqrt(_POSTURE) * joint_velocity
-        # The task and, in its null space, the posture, in one solve: a = posture + J+ (wanted - J posture).
-        gram = arm @ arm.T
-        gram.flat[::7] += _REGULARISATION
-        acceleration = posture + arm.T @ np.linalg.solve(gram, wanted - arm @ posture)
         fastest = np.minimum(VELOCITY_LIMIT, _LIMIT_RATE * np.maximum(self._high - joint_position, 0.0))
         slowest = -np.minimum(VELOCITY_LIMIT, _LIMIT_RATE * np.maximum(joint_position - self._low, 0.0))
-        acceleration = np.clip(acceleration, (slowest - joint_velocity) / _LIMIT_TIME, (fastest - joint_velocity) / _LIMIT_TIME)
+        low, high = (slowest - joint_velocity) / _LIMIT_TIME, (fastest - joint_velocity) / _LIMIT_TIME
+        acceleration = _bounded_inverse(arm, wanted, posture, low, high)
         self._acceleration[self._dof] = acceleration
         mujoco.mj_mulM(self._model, data, self._torque, self._acceleration)
         torque = self._torque[self._dof] + data.qfrc_bias[self._dof] - data.qfrc_passive[self._dof]
         data.ctrl[self._actuators] = np.clip(torque, -self._torque_limit, self._torque_limit)
+
+
+def _bounded_inverse(jacobian: Array, wanted: Array, posture: Array, low: Array, high: Array) -> Array:
+    """Joint accelerations [n] between low and high that give the task acceleration `wanted` [6] and, in its null space, `posture` [n].
+
+    A joint that would break its bound is put there, and the others do what is left of the task."""
+    free = np.ones(len(posture), bool)
+    acceleration = posture.copy()
+    while free.any():
+        columns = jacobian[:, free]
+        gram = columns @ columns.T
+        gram.flat[::7] += _REGULARISATION
+        rest = wanted - jacobian[:, ~free] @ acceleration[~free] - columns @ posture[free]
+        acceleration[free] = posture[free] + columns.T @ np.linalg.solve(gram, rest)
+        broken = free & ((acceleration < low) | (acceleration > high))
+        if not broken.any():
+            break
+        acceleration[broken] = np.clip(acceleration, low, high)[broken]
+        free &= ~broken
+    return acceleration
 
 
 def _rotation_error(goal: Array, rotation: Array) -> Array:

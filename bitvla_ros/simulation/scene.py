@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 ARM_JOINTS = tuple(f"joint{i}" for i in range(1, 8))
-FINGER_JOINTS = ("finger_joint1", "finger_joint2")
+FINGER_JOINTS = ("panda_finger_joint1", "panda_finger_joint2")
 HAND_BODY = "hand"
 GRIP_SITE = "grip_site"
 CAMERAS = ("scene", "wrist")
@@ -73,7 +73,7 @@ _HEADER = """
     <default class="solid"><geom contype="1" conaffinity="1" friction="1 0.01 0.0002" condim="4" solref="0.006 1"/></default>
     <default class="pad"><geom contype="1" conaffinity="1" friction="1.6 0.02 0.0002" condim="4" solref="0.006 1"
       rgba="0.13 0.14 0.16 1" mass="0"/></default>
-    <default class="arm"><joint armature="0.05"/></default>
+    <default class="arm"><joint armature="0.05" solreflimit="0.005 1"/></default>
     <default class="finger"><joint type="slide" axis="0 1 0" armature="0.2" damping="12"/></default>
   </default>
   <asset>
@@ -83,7 +83,7 @@ _HEADER = """
 
 _ROOM = """
     <light directional="true" pos="0 0 3" dir="-0.35 -0.3 -1" diffuse="0.44 0.42 0.39" specular="0.12 0.12 0.12" castshadow="false"/>
-    <camera name="scene" pos="0.80 0 0.62" xyaxes="0 1 0 -0.5 0 0.866" fovy="42"/>
+    <camera name="scene" pos="0.80 0 0.62" xyaxes="0 1 0 -0.5 0 0.866" fovy="37"/>
     <geom name="floor" type="box" size="2.5 2.5 0.01" pos="0 0 -0.75" rgba="0.55 0.58 0.61 1"/>
     <geom name="table" class="solid" type="box" size="0.50 0.55 0.02" pos="-0.22 0 -0.02" rgba="0.83 0.73 0.60 1"/>
     <geom name="table_edge" type="box" size="0.505 0.555 0.012" pos="-0.22 0 -0.0275" rgba="0.46 0.34 0.23 1"/>
@@ -144,13 +144,13 @@ _ARM = """
                       <camera name="wrist" pos="0.075 0 0.030" xyaxes="0 1 0 0.906 0 0.423" fovy="75"/>
                       <body name="finger1" pos="0 0 0.0584">
                         <inertial mass="0.05" pos="0 0.01 0.02" diaginertia="3e-5 3e-5 1e-5"/>
-                        <joint name="finger_joint1" class="finger" range="0 0.04"/>
+                        <joint name="panda_finger_joint1" class="finger" range="0 0.04"/>
                         <geom class="dark" type="box" pos="0 0.014 0.012" size="0.010 0.012 0.012"/>
                         <geom class="pad" type="box" pos="0 0.007 0.035" size="0.010 0.007 0.018"/>
                       </body>
                       <body name="finger2" pos="0 0 0.0584">
                         <inertial mass="0.05" pos="0 -0.01 0.02" diaginertia="3e-5 3e-5 1e-5"/>
-                        <joint name="finger_joint2" class="finger" range="-0.04 0"/>
+                        <joint name="panda_finger_joint2" class="finger" range="-0.04 0"/>
                         <geom class="dark" type="box" pos="0 -0.014 0.012" size="0.010 0.012 0.012"/>
                         <geom class="pad" type="box" pos="0 -0.007 0.035" size="0.010 0.007 0.018"/>
                       </body>
@@ -168,10 +168,10 @@ _ARM = """
 # Fingers are coupled as in the real hand, so that a grasp centres what it holds. Torque limits of the arm: FCI, 87 and 12 Nm.
 _FOOTER = """
   <tendon>
-    <fixed name="opening"><joint joint="finger_joint1" coef="1"/><joint joint="finger_joint2" coef="-1"/></fixed>
+    <fixed name="opening"><joint joint="panda_finger_joint1" coef="1"/><joint joint="panda_finger_joint2" coef="-1"/></fixed>
   </tendon>
   <equality>
-    <joint joint1="finger_joint1" joint2="finger_joint2" polycoef="0 -1 0 0 0" solref="0.006 1"/>
+    <joint joint1="panda_finger_joint1" joint2="panda_finger_joint2" polycoef="0 -1 0 0 0" solref="0.006 1"/>
   </equality>
   <actuator>
     {motors}

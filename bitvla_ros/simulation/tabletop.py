@@ -67,7 +67,12 @@ class TabletopEnvironment:
         self._quaternion = np.zeros(4)
         self._opening = self._opening_goal = _OPENING
         self._started = False
-        shadows = {"block": 1.3 * scene.BLOCK, "can": 1.3 * scene.CAN_RADIUS, "bowl": 0.9 * scene.BOWL_RADIUS, "plate": scene.PLATE_RADIUS}
+        shadows = {
+            "block": 1.3 * scene.BLOCK,
+            "can": 1.3 * scene.CAN_RADIUS,
+            "bowl": 0.7 * scene.BOWL_RADIUS,
+            "plate": 0.84 * scene.PLATE_RADIUS,
+        }
         below = {item.name: shadows[item.kind] for item in self._suite.items if item.kind in shadows}
         self._renderer = Renderer(model, cameras, image_size, shadows={**below, scene.HAND_BODY: 0.05}) if cameras else None
 
