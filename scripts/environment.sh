@@ -22,7 +22,7 @@ if [ "$kind" = jazzy ]; then
   constraints=$PWD/$folder/constraints.txt
 fi
 export PIP_BUILD_CONSTRAINT=$constraints PIP_DISABLE_PIP_VERSION_CHECK=1
-install() { "$folder/bin/python" -m pip install --quiet --constraint "$constraints" "$@"; }
+install() { "$folder/bin/python" -m pip install --constraint "$constraints" "$@"; }
 
 # torch first and alone: its index serves other packages too, which must come from PyPI.
 install_torch() {
@@ -36,7 +36,7 @@ install_torch() {
     install "torch==$version"
   else
     say "Installing torch $version, CPU build"
-    install "torch==$version+cpu" 2> /dev/null || install --extra-index-url "$cpu_index" "torch==$version+cpu" || {
+    install --quiet "torch==$version+cpu" 2> /dev/null || install --extra-index-url "$cpu_index" "torch==$version+cpu" || {
       say "No CPU build of torch at $cpu_index. TORCH_INDEX=URL names another index; TORCH_INDEX=$("$folder/bin/python" -m pip config get global.index-url 2> /dev/null || echo PyPI\'s) takes the CUDA build, gigabytes."
       return 1
     }
@@ -48,7 +48,7 @@ if ! [ -x "$folder/bin/python" ]; then
   say "Setting up $folder with $("$python" --version): about $size to download (pip's cache spares what it holds), then a minute of compiling."
   "$python" -m venv "$folder"
 fi
-install pip setuptools wheel
+install --quiet pip setuptools wheel
 install_torch
 say "Installing the rest"
 case $kind in

@@ -1,0 +1,239 @@
+"""The package's shape: layout, what may import what, and that everything named somewhere exists (DESIGN: the house)."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "bitvla_ros"
+GENERATED = ("msg", "srv", "action")
+
+# What only a ROS installation (or the wheels of the extra "ros") brings.
+ROS = re.compile(r"^(rclpy|\w+_msgs|\w+_interfaces|std_srvs|rosidl\w*|rpyutils|launch(_\w+)?|tf2\w*|cv_bridge|ament\w*|message_filters)$")
+
+# Arrows between the parts run one way. nodes/ may use everything but the network, which policy/bitvla.py joins to the rest.
+MAY_USE = {
+    "ternary": set(),
+    "model": {"ternary"},
+    "policy": set(),
+    "control": {"policy"},
+    "simulation": {"policy", "control"},
+    "training": {"policy", "control", "simulation", "model", "ternary"},
+    "evaluation": {"policy", "control", "simulation"},
+    "nodes": {"policy", "control", "simulation", "evaluation", "training"},
+    "cli.py": set(),
+    "__init__.py": set(),
+}
+# Single files that may use more: the seam to the network, and the benchmark that times its parts.
+MAY_ALSO_USE = {
+    "policy/bitvla.py": {"model"},
+    "evaluation/benchmark.py": {"model", "ternary"},
+}
+
+SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if path.relative_to(PACKAGE).parts[0] not in GENERATED)
+CORE = [path for path in SOURCES if path.relative_to(PACKAGE).parts[0] != "nodes"]
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(PACKAGE))
+
+
+def imports(path: Path, *, lazy: bool = True) -> Iterator[str]:
+    """Full names of the modules that a file imports; lazy: also inside functions and `if` blocks."""
+    tree = ast.parse(path.read_text(), path)
+    for node in ast.walk(tree) if lazy else tree.body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                package = ["bitvla_ros", *path.relative_to(PACKAGE).parent.parts]
+                base = ".".join([*package[: len(package) - node.level + 1], *filter(None, [base])])
+            yield base
+            if base == "bitvla_ros":
+                yield from (f"bitvla_ros.{alias.name}" for alias in node.names)
+
+
+def parts_used(path: Path) -> set[str]:
+    names = (name.split(".") for name in imports(path))
+    return {name[1] for name in names if name[0] == "bitvla_ros" and len(name) > 1}
+
+
+def package_xml(*tags: str) -> set[str]:
+    tree = ElementTree.parse(ROOT / "package.xml").getroot()
+    return {element.text or "" for tag in tags for element in tree.iter(tag)}
+
+
+def setup_cfg() -> configparser.ConfigParser:
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    return parser
+
+
+def lines(text: str) -> list[str]:
+    return [line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith("#")]
+
+
+def project(requirement: str) -> str:
+    match = re.match(r"[\w.-]+", requirement)
+    assert match, requirement
+    return match[0].lower().replace("_", "-")
+
+
+def executables() -> dict[str, str]:
+    """Console scripts by name: module:function."""
+    return dict(map(str.strip, line.split("=")) for line in lines(setup_cfg()["options.entry_points"]["console_scripts"]))
+
+
+def test_fixed_paths_stand_at_the_top():
+    expected = ["bitvla_ros", "launch", "config", "msg", "srv", "action", "test"]
+    expected += ["package.xml", "CMakeLists.txt", "setup.py", "setup.cfg", "LICENSE", "Makefile", "constraints.txt", ".ci/run"]
+    assert [name for name in expected if not (ROOT / name).exists()] == []
+
+
+def test_source_init_only_lets_installed_interfaces_in():
+    assert (PACKAGE / "__init__.py").read_text().strip() == '__path__ = __import__("pkgutil").extend_path(__path__, __name__)'
+
+
+@pytest.mark.parametrize("path", CORE, ids=name_of)
+def test_core_imports_no_ros(path: Path):
+    names = set(imports(path))
+    assert {name for name in names if ROS.match(name.split(".")[0])} == set()
+    assert {name for name in names if re.match(r"bitvla_ros\.(msg|srv|action|nodes)\b", name)} == set()
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_arrows_run_one_way(path: Path):
+    part = path.relative_to(PACKAGE).parts[0]
+    allowed = MAY_USE[part] | MAY_ALSO_USE.get(name_of(path), set()) | {part}
+    if part == "nodes":
+        allowed |= {*GENERATED, "cli"}
+    assert parts_used(path) <= allowed
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_source_is_python_3_10(path: Path):
+    ast.parse(path.read_text(), path, feature_version=(3, 10))
+
+
+def test_core_loads_on_a_machine_without_ros():
+    """Every core module is imported in a fresh interpreter that refuses ROS, generated messages and the optional simulators."""
+    modules = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in CORE]
+    modules = [name for name in modules if not any(word in name for word in ("simulation.tabletop", "simulation.rendering", "simulation.scene"))]
+    program = f"""
+import importlib, re, sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if re.match({ROS.pattern!r}, name.split(".")[0]) or re.match(r"bitvla_ros\\.(msg|srv|action)$", name) or name in ("triton", "libero", "robosuite"):
+            raise ModuleNotFoundError(f"refused by the test: {{name}}", name=name)
+
+sys.meta_path.insert(0, Refuse())
+for name in {modules!r}:
+    importlib.import_module(name)
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0, done.stderr
+
+
+def test_core_needs_only_what_it_declares():
+    """A module that is imported at the top of a core file is Python's own, ours, or a requirement of the package."""
+    declared = {project(line) for line in lines(setup_cfg()["options"]["install_requires"])}
+    modules = {"pil": "pillow", "cv2": "opencv-python-headless", "huggingface_hub": "huggingface-hub"}
+    optional = {"simulation": {"mujoco"}, "evaluation": {"imageio_ffmpeg"}}  # extra "sim"; loaded by the verb that needs it
+    undeclared = set()
+    for path in CORE:
+        part = path.relative_to(PACKAGE).parts[0]
+        for name in imports(path, lazy=False):
+            root = name.split(".")[0]
+            if root in sys.stdlib_module_names or root == "bitvla_ros" or root in optional.get(part, ()):
+                continue
+            if modules.get(root.lower(), root) not in declared:
+                undeclared.add((name_of(path), root))
+    assert undeclared == set()
+
+
+def test_executables_are_the_same_in_both_builds_and_exist():
+    scripts = executables()
+    cmake = dict(re.findall(r"^bitvla_executable\((\w+) \$\{PROJECT_NAME\}\.([\w.]+)\)", (ROOT / "CMakeLists.txt").read_text(), re.M))
+    assert {name: f"bitvla_ros.{module}:main" for name, module in cmake.items()} == scripts
+    declared = re.search(r"^EXECUTABLES = (\(.*\))$", (ROOT / "setup.py").read_text(), re.M)
+    assert declared is not None
+    assert set(ast.literal_eval(declared[1])) == set(scripts)
+    for name, target in scripts.items():
+        path = ROOT / (target.partition(":")[0].replace(".", "/") + ".py")
+        functions = {node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)}
+        assert "main" in functions, f"{name}: {path} has no main()"
+
+
+def test_interfaces_depend_on_what_both_builds_declare():
+    text = "\n".join(path.read_text() for folder in GENERATED for path in (ROOT / folder).iterdir())
+    used = set(re.findall(r"^(\w+)/\w+", text, re.M))
+    call = re.search(r"rosidl_generate_interfaces\(.*?DEPENDENCIES([^)]*)\)", (ROOT / "CMakeLists.txt").read_text(), re.S)
+    assert call is not None
+    assert used <= set(call[1].split())
+    assert used <= package_xml("depend")
+    wheels = (ROOT / "pyproject.toml").read_text()
+    # builtin_interfaces comes with std_msgs' wheel
+    assert {name for name in used if f"ros-{name.replace('_', '-')}==" not in wheels} <= {"builtin_interfaces"}
+
+
+def test_ros_packages_that_nodes_and_launch_files_import_are_dependencies():
+    used = {
+        root
+        for path in [*(PACKAGE / "nodes").rglob("*.py"), *(ROOT / "launch").glob("*.py")]
+        for root in (name.split(".")[0] for name in imports(path))
+        if ROS.match(root)
+    }
+    assert used - package_xml("depend", "exec_depend") - {"rpyutils"} == set()  # rpyutils is rclpy's
+
+
+def test_every_requirement_is_pinned_in_the_constraints():
+    pins = {project(line.removeprefix("#jazzy ")) for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
+    parser = setup_cfg()
+    wanted = {project(line) for line in lines(parser["options"]["install_requires"])}
+    for extra in parser["options.extras_require"].values():
+        wanted |= {project(line) for line in lines(extra)} - {"bitvla-ros"}
+    assert wanted - pins == set()
+
+
+def launch_files() -> list[Path]:
+    return sorted((ROOT / "launch").glob("*.launch.py"))
+
+
+@pytest.mark.parametrize("path", launch_files(), ids=lambda path: path.name)
+def test_launch_file_names_only_things_that_exist(path: Path):
+    tree = ast.parse(path.read_text(), path, feature_version=(3, 10))
+    assert any(isinstance(node, ast.FunctionDef) and node.name == "generate_launch_description" for node in tree.body)
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    keywords = [(keyword.arg, keyword.value.value) for call in calls for keyword in call.keywords if isinstance(keyword.value, ast.Constant)]
+    assert {value for name, value in keywords if name == "executable"} <= set(executables())
+    assert {value for name, value in keywords if name == "package"} <= {"bitvla_ros"} | package_xml("exec_depend")
+    strings = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    files = {Path(value).name for value in strings if value.endswith(".yaml") and " " not in value}
+    assert {name for name in files if not (ROOT / "config" / name).is_file()} == set()
+
+    def first_argument(function: str) -> set[str]:
+        return {
+            call.args[0].value
+            for call in calls
+            if getattr(call.func, "id", getattr(call.func, "attr", "")) == function and call.args and isinstance(call.args[0], ast.Constant)
+        }
+
+    assert first_argument("LaunchConfiguration") <= first_argument("DeclareLaunchArgument")
+
+
+def test_a_bare_machine_is_told_what_to_install():
+    """The check before the set-up names Debian packages in one apt line and nothing else on stdout."""
+    done = subprocess.run([sys.executable, "scripts/check_system.py", "--packages"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert re.fullmatch(r"([\w.+-]+( [\w.+-]+)*)?\n", done.stdout)
