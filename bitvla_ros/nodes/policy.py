@@ -25,7 +25,7 @@ from std_msgs.msg import String
 from bitvla_ros.msg import ActionChunk as ActionChunkMsg
 from bitvla_ros.msg import Task
 
-from ..policy.gate import MS, Gate, GateConfig, Refused
+from ..policy.gate import MS, Gate, GateConfig, Reason, Refused
 from ..policy.policy import Policy
 from . import inputs, load
 from .conversions import chunk_to_msg, duration_to_ns, stamp_to_ns
@@ -196,6 +196,8 @@ class PolicyNode(ManagedNode):
             self._gate.check(observation, now, not_before=schedule.since)
         except Refused as refusal:
             self._refuse(refusal, tuple(observation.stamps.values()))
+            if refusal.reason is Reason.FUTURE:
+                self._inputs.clear()  # beside it all that follows would seem to go back
             return
         if not wanted:
             return
