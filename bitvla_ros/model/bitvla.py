@@ -79,19 +79,19 @@ class BitVLA(nn.Module):
         prompt_lengths: int [B]; `input_ids` beyond a prompt's length are padding, which nothing sees. None: no padding.
         """
         self._check_inputs(pixel_values, input_ids, proprio)
-        batch, longest = input_ids.shape
-        ends = input_ids.new_full((batch,), longest) if prompt_lengths is None else prompt_lengths.to(input_ids.device)
-        position = torch.arange(longest + self.config.action_tokens + 1, device=input_ids.device)
-        in_prompt = position < ends[:, None]
-        is_padding = position > ends[:, None] + self.config.action_tokens
-        is_action = ~in_prompt & (position < ends[:, None] + self.config.action_tokens)
+        longest, actions = input_ids.shape[1], self.config.action_tokens
+        lengths = input_ids.new_full(input_ids.shape[:1], longest) if prompt_lengths is None else prompt_lengths.to(input_ids.device)
+        start, stop = lengths[:, None], lengths[:, None] + actions
+        position = torch.arange(longest + actions + 1, device=input_ids.device)
 
-        ids = F.pad(input_ids, (0, self.config.action_tokens + 1)).masked_fill(~in_prompt, self.config.stop_token_id)
-        embeddings = self.embed(pixel_values, ids, proprio).masked_fill(is_action[..., None], 0)
-        hidden = self.language(embeddings, self.attention_mask(None if prompt_lengths is None else is_padding, len(position)))
+        ids = F.pad(input_ids, (0, actions + 1)).masked_fill(position >= start, self.config.stop_token_id)
+        embeddings = self.embed(pixel_values, ids, proprio)
+        embeddings = embeddings.masked_fill(((start <= position) & (position < stop))[..., None], 0)
+        mask = self.attention_mask(None if prompt_lengths is None else position > stop, len(position))
+        hidden = self.language(embeddings, mask)
 
-        before = ends[:, None] - 1 + torch.arange(self.config.action_tokens, device=ends.device)
-        action_hidden = hidden.gather(1, before[..., None].expand(-1, -1, hidden.shape[-1]))
+        read = self.read_positions(lengths)[..., None].expand(-1, -1, hidden.shape[-1])
+        action_hidden = hidden.gather(1, read)
         assert self.action_head is not None
         return Prediction(action_hidden, self.action_head(action_hidden.unflatten(1, (self.config.chunk, -1)).flatten(2)))
 
@@ -106,6 +106,10 @@ class BitVLA(nn.Module):
             state = self.proprio_projector(proprio.to(dtype))
             embeddings = _fill(embeddings, ids == self.config.proprio_token_id, state, "proprioception", 1)
         return embeddings
+
+    def read_positions(self, prompt_lengths: Tensor) -> Tensor:
+        """int [B, action_tokens]: where the hidden states of the actions are read, from the prompt's last token on."""
+        return prompt_lengths[:, None] - 1 + torch.arange(self.config.action_tokens, device=prompt_lengths.device)
 
     def attention_mask(self, is_padding: Tensor | None, length: int) -> Tensor | None:
         """bool, True where a row sees a column; None where every token sees every token. is_padding: bool [B, length] or None."""
