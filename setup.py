@@ -10,7 +10,6 @@ import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -20,6 +19,7 @@ from setuptools.command.build import build
 NAME = "bitvla_ros"
 ROOT = Path(__file__).resolve().parent
 EXECUTABLES = ("policy_node", "controller_node", "simulation_node", "bitvla")
+SHARED = ("launch", "config", "msg", "srv", "action")  # of share/bitvla_ros; the rest serves CMake and colcon
 
 # `ros2 run` and launch files look for executables in lib/bitvla_ros, pip puts console scripts into bin/.
 TRAMPOLINE = '#!/bin/sh\nexec "$(dirname "$(readlink -f "$0")")/../../bin/{name}" "$@"\n'
@@ -92,11 +92,9 @@ class BuildInterfaces(Command):
         """Adds libraries, share/ and executables to the distribution's data files, which go to the environment's prefix."""
         files = [path for path in stage.glob("lib/*.so") if not path.stem.endswith("_cpp")]
         files += [path for path in stage.glob("share/ament_index/**/*") if path.is_file()]
-        hooks = ("cmake", "environment", "hook")
-        for path in stage.glob(f"share/{NAME}/**/*"):
-            inside = path.relative_to(stage / "share" / NAME)
-            if path.is_file() and inside.parts[0] not in hooks and not path.match(f"share/{NAME}/*local_setup*") and inside.suffix != ".dsv":
-                files.append(path)
+        shared = stage / "share" / NAME
+        files += [shared / "package.xml"]
+        files += [path for folder in SHARED for path in (shared / folder).glob("**/*") if path.is_file()]
         for name in EXECUTABLES:
             path = stage / "lib" / NAME / name
             path.write_text(TRAMPOLINE.format(name=name))

@@ -55,18 +55,19 @@ def main():
     problems = []
     if not OLDEST <= sys.version_info[:2] <= NEWEST:
         problems.append(
-            "Python %d.%d at %s: this needs 3.10 to 3.13. Name another one: make PYTHON=python3.12 ..." % (*sys.version_info[:2], sys.executable)
+            f"{sys.executable} is Python {sys.version_info[0]}.{sys.version_info[1]}: this needs 3.10 to 3.13. "
+            "Name another one: make PYTHON=python3.12 ..."
         )
     if sys.platform != "linux" or os.uname().machine not in ("x86_64", "AMD64"):
         problems.append(
-            "%s on %s: ROS 2 wheels exist for Linux on x86-64 only. Install ROS 2 from apt and build with colcon (README)."
-            % (sys.platform, os.uname().machine)
+            f"This is {sys.platform} on {os.uname().machine}: ROS 2 wheels exist for Linux on x86-64 only. "
+            "Install ROS 2 from apt and build with colcon (README)."
         )
     if missing:
         width = max(len(package) for package, _ in missing)
         problems.append(
             "System packages are missing:\n"
-            + "".join("    %-*s  %s\n" % (width, package, use) for package, use in missing)
+            + "".join(f"    {package:{width}}  {use}\n" for package, use in missing)
             + "Install them and call make again:\n    sudo apt-get install -y --no-install-recommends "
             + " ".join(package for package, _ in missing)
         )

@@ -6,6 +6,7 @@ three nodes, one episode with the expert and one with BitVLA. Exits 0 or says wh
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -47,6 +48,7 @@ def check_interfaces(prefix: Path) -> None:
 def receive(topic: str) -> None:
     """The second process: waits for one chunk and prints its actions."""
     import rclpy
+
     from bitvla_ros.msg import ActionChunk
 
     rclpy.init()
@@ -63,6 +65,7 @@ def receive(topic: str) -> None:
 
 def check_crossing() -> None:
     import rclpy
+
     from bitvla_ros.msg import ActionChunk
 
     topic = "action_chunk"
@@ -86,10 +89,8 @@ def check_executables(prefix: Path) -> None:
     check(bitvla.returncode == 0 and "demo" in bitvla.stdout, f"{folder / 'bitvla'} --help: {bitvla.stderr}")
     for name in NODES:
         process = subprocess.Popen([folder / name], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):  # it runs on, as a node should
             process.wait(timeout=4)
-        except subprocess.TimeoutExpired:
-            pass  # it runs, as a node should
         alive = process.poll() is None
         process.kill()
         _, errors = process.communicate()
