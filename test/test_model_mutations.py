@@ -1,0 +1,118 @@
+"""Each deliberate mistake must be noticed by one of the golden checks: the proof that they hold the network at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from golden import Golden, check_layers, check_smooth, check_units
+from torch import Tensor
+from torch.nn import functional as F
+
+from bitvla_ros.model import BitVLA, language
+from bitvla_ros.ternary import quantize
+
+
+def units(golden: Golden, mutate: Callable[[BitVLA], object]) -> None:
+    check_units(golden, "fp32")
+
+
+def smooth(golden: Golden, mutate: Callable[[BitVLA], object]) -> None:
+    model = golden.load(activation_bits=None)
+    mutate(model)
+    check_smooth(golden, model, 0)
+
+
+def layers(golden: Golden, mutate: Callable[[BitVLA], object]) -> None:
+    model = golden.load()
+    mutate(model)
+    check_layers(golden, model)
+
+
+def causal_mask(monkeypatch):
+    monkeypatch.setattr(BitVLA, "attention_mask", lambda self, padding, length: torch.ones(length, length, dtype=torch.bool).tril())
+
+
+def hidden_states_one_later(monkeypatch):
+    original = BitVLA.read_positions
+    monkeypatch.setattr(BitVLA, "read_positions", lambda self, lengths: original(self, lengths) + 1)
+
+
+def weight_scale_per_row(monkeypatch):
+    monkeypatch.setattr(quantize, "weight_scale", lambda weight: weight.float().abs().mean(1, keepdim=True).clamp(min=1e-5))
+
+
+def activation_scale_per_tensor(monkeypatch):
+    monkeypatch.setattr(quantize, "_token_absmax", lambda x: x.abs().amax().clamp(min=1e-5).expand(*x.shape[:-1], 1))
+
+
+def rounding_half_away_from_zero(monkeypatch):
+    monkeypatch.setattr(Tensor, "round_", lambda x: x.copy_(x.sign() * (x.abs() + 0.5).floor()))
+
+
+def activations_not_quantized(monkeypatch):
+    monkeypatch.setattr("bitvla_ros.ternary.linear.fake_quantize_activation", lambda x: x)
+
+
+def sub_norm_after_the_output_projection(monkeypatch):
+    def mutate(model: BitVLA) -> None:
+        for layer in model.language.layers:
+            attention = layer.self_attn
+            attention.attn_sub_norm, attention.o_proj = attention.o_proj, attention.attn_sub_norm
+
+    return mutate
+
+
+def gelu_variants_swapped(monkeypatch):
+    gelu, other = F.gelu, {"none": "tanh", "tanh": "none"}
+    monkeypatch.setattr(F, "gelu", lambda x, approximate="none": gelu(x, approximate=other[approximate]))
+
+
+def rotation_of_neighbouring_channels(monkeypatch):
+    def interleaved(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+        cos, sin = (table[:, : x.shape[-1] // 2].repeat_interleave(2, dim=1) for table in rotary)
+        turned = torch.stack([-x[..., 1::2], x[..., ::2]], dim=-1).flatten(-2)
+        return x * cos + turned * sin
+
+    monkeypatch.setattr(language, "rotate", interleaved)
+
+
+def placeholders_not_zeroed(monkeypatch):
+    original = Tensor.masked_fill
+    monkeypatch.setattr(Tensor, "masked_fill", lambda x, mask, value: x if x.is_floating_point() else original(x, mask, value))
+
+
+def plain_relu(monkeypatch):
+    monkeypatch.setattr(language, "squared_relu", F.relu)
+
+
+@pytest.mark.parametrize(
+    ("mistake", "check"),
+    [
+        (causal_mask, smooth),
+        (causal_mask, layers),
+        (hidden_states_one_later, smooth),
+        (weight_scale_per_row, units),
+        (weight_scale_per_row, smooth),
+        (activation_scale_per_tensor, units),
+        (activation_scale_per_tensor, layers),
+        (rounding_half_away_from_zero, units),
+        (activations_not_quantized, layers),
+        (sub_norm_after_the_output_projection, smooth),
+        (gelu_variants_swapped, smooth),
+        (rotation_of_neighbouring_channels, smooth),
+        (placeholders_not_zeroed, smooth),
+        (plain_relu, smooth),
+    ],
+    ids=lambda function: function.__name__,
+)
+def test_mistake_is_noticed(shared, monkeypatch, mistake, check):
+    mutate = mistake(monkeypatch) or (lambda model: None)
+    with pytest.raises(AssertionError):
+        check(Golden(shared), mutate)
+
+
+@pytest.mark.parametrize("check", [units, smooth, layers], ids=lambda function: function.__name__)
+def test_the_network_as_it_is_passes(shared, check):
+    check(Golden(shared), lambda model: None)
