@@ -171,7 +171,7 @@ def poster(
             other = next((pixels for name, pixels in moment.images.items() if name != role), None)
             if other is not None:
                 inset = tile * 3 // 8
-                at_inset = (corner[0] + tile - inset - 6, corner[1] + tile - inset - 6)
+                at_inset = (corner[0] + 6, corner[1] + tile - inset - 6)
                 draw.rounded_rectangle((at_inset[0] - 2, at_inset[1] - 2, at_inset[0] + inset + 1, at_inset[1] + inset + 1), 8, BACKGROUND)
                 canvas.paste(_tile(other, inset), at_inset, _rounded(inset, 6))
             last = column == columns - 1 and moment.outcome

@@ -51,7 +51,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from rich.console import Console
 
-    from .episode import percentiles
     from .processes import Graph
     from .recorder import Recorder
 
@@ -60,7 +59,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     results: list[dict[str, Any]] = []
     seen: list[tuple[Any, Any]] = []
     with Graph(output / "logs") as graph:
-        console.print(f"a graph of its own: ROS domain {graph.domain}, this machine only; logs in {output / 'logs'}")
+        console.print(f"a graph of its own: ROS domain {graph.domain}, this machine only; logs in {output / 'logs'}", soft_wrap=True)
         graph.start("simulation", "bitvla_ros.nodes.simulation", simulation_parameters(arguments))
         graph.start("controller", "bitvla_ros.nodes.controller", controller_parameters(arguments))
         with Recorder(CAMERAS, lockstep=arguments.mode == "lockstep", check=graph.check) as recorder:
@@ -68,32 +67,15 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
                 label = policy_label(policy, arguments.model)
                 console.print(f"[bold]{label}[/]" + (": untrained, it moves the arm and solves no task" if "random" in label else ""))
                 with _policy_node(graph, recorder, policy, arguments, console):
-                    episode = _play(recorder, label, arguments, console)
-                video = output / f"{policy}.mp4"
-                caption, moments, missing = _film(episode, label, video, console)
+                    episode = _play(recorder, arguments, console)
+                caption, moments, missing = _film(episode, label, output / f"{policy}.mp4", console)
                 if moments:
                     seen.append((caption, moments))
-                results.append(
-                    {
-                        "policy": policy,
-                        "model": label,
-                        "suite": arguments.suite,
-                        "task": arguments.task,
-                        "instruction": episode.instruction,
-                        "seed": arguments.seed,
-                        "mode": arguments.mode,
-                        "success": episode.success,
-                        "outcome": episode.outcome,
-                        "reason": episode.reason,
-                        "steps": episode.steps,
-                        "chunks": episode.accepted,
-                        "latency_ms": percentiles(episode.latencies),
-                        "chunk_age_ms": percentiles(episode.chunk_ages),
-                        "video": str(video) if moments else None,
-                        "frames": len(moments),
-                        "frames_missing": missing,
-                    }
-                )
+                report = _report(policy, label, episode, arguments)
+                report |= {"video": str(output / f"{policy}.mp4") if moments else None, "frames": len(moments), "frames_missing": missing}
+                results.append(report)
+                if episode.outcome == "fault":  # latched: the controller moves nothing more
+                    break
     poster = _poster(output / "demo.png", seen)
     return {"episodes": results, "poster": poster, "error": _failure(results, arguments)}
 
@@ -102,18 +84,22 @@ def show(result: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="what happened", title_justify="left", caption=None)
-    for name in ("policy", "task", "outcome", "steps", "chunks", "chunk age, ms\np50 / p99", "latency, ms\np50 / p99", "video"):
-        table.add_column(name, justify="right" if name in ("steps", "chunks") or "ms" in name else "left", overflow="fold")
+    first = result["episodes"][0]
+    words = f"{first['suite']}, task {first['task']}, seed {first['seed']}, {first['mode']}: [bold]{first['instruction']}[/]"
+    table = Table(title=words, title_justify="left", title_style="")
+    table.add_column("policy")
+    table.add_column("outcome")
+    for name in ("steps", "chunks", "chunk age\np50 / p99, ms", "latency\np50 / p99, ms"):
+        table.add_column(name, justify="right")
     for e in result["episodes"]:
-        table.add_row(
-            e["model"], e["instruction"], "[green]success[/]" if e["success"] else f"[yellow]{e['outcome'].replace('_', ' ')}[/]",
-            str(e["steps"]), str(e["chunks"]), _pair(e["chunk_age_ms"]), _pair(e["latency_ms"]), e["video"] or "–",
-        )  # fmt: skip
+        outcome = "[bold green]success[/]" if e["success"] else f"[yellow]{e['outcome'].replace('_', ' ')}[/]"
+        table.add_row(e["model"], outcome, str(e["steps"]), str(e["chunks"]), _pair(e["chunk_age_ms"]), _pair(e["latency_ms"]))
     console = Console(highlight=False)
+    console.print()
     console.print(table)
-    if result["poster"]:
-        console.print(f"both at a glance: {result['poster']}")
+    for path in (*(e["video"] for e in result["episodes"]), result["poster"]):
+        if path:
+            console.print(path, soft_wrap=True)
 
 
 # What the nodes are told.
@@ -124,12 +110,16 @@ def simulation_parameters(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def controller_parameters(arguments: argparse.Namespace) -> dict[str, Any]:
-    return {}
+    return {"use_sim_time": arguments.mode == "lockstep"}
 
 
 def policy_parameters(policy: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    from ..simulation.scene import FINGER_JOINTS
+
     lockstep = arguments.mode == "lockstep"
     common = {"policy": policy, "synchronised": lockstep, "use_sim_time": lockstep}
+    if arguments.suite.startswith("tabletop"):
+        common["gripper_joints"] = FINGER_JOINTS
     if policy == "expert":
         return {**common, "suite": arguments.suite}
     return {**common, "model": f"random:{arguments.model}" if arguments.model in PRESETS else arguments.model, "cameras": CAMERAS}
@@ -156,22 +146,46 @@ def _policy_node(graph: Graph, recorder: Recorder, policy: str, arguments: argpa
         recorder.forget("policy")
 
 
-def _play(recorder: Recorder, label: str, arguments: argparse.Namespace, console: Console) -> Episode:
+def _play(recorder: Recorder, arguments: argparse.Namespace, console: Console) -> Episode:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[numbers]}"))
+    columns = (BarColumn(28), MofNCompleteColumn(), TextColumn("{task.fields[numbers]}"))
     with Progress(*columns, console=console) as bars:
-        bar = bars.add_task(label, total=None, numbers="")
+        bar = bars.add_task("", total=None, numbers="waiting for the first tick")
 
         def on_progress(progress: Any, episode: Episode) -> None:
             numbers = f"chunk age {1e3 * progress.chunk_age:3.0f} ms · latency {1e3 * progress.latency:.0f} ms"
-            bars.update(bar, description=episode.instruction, total=episode.step_limit, completed=progress.step, numbers=numbers)
+            if progress.silence > 3.0:
+                numbers = f"waiting for {progress.silence:.0f} s; {recorder.health()}"
+            bars.update(bar, total=episode.step_limit, completed=progress.step, numbers=numbers)
 
         episode = recorder.run(
             arguments.task, arguments.seed, steps=arguments.steps, step_duration=round(1e9 / CONTROL_HZ), on_progress=on_progress
         )
-    console.print(f"{episode.outcome.replace('_', ' ')} after {episode.steps} steps: {episode.reason}")
+    words = f"{episode.outcome.replace('_', ' ')} after {episode.steps} steps: {episode.reason}"
+    console.print(words, style="green" if episode.success else "yellow", soft_wrap=True)
     return episode
+
+
+def _report(policy: str, label: str, episode: Episode, arguments: argparse.Namespace) -> dict[str, Any]:
+    from .episode import percentiles
+
+    return {
+        "policy": policy,
+        "model": label,
+        "suite": arguments.suite,
+        "task": arguments.task,
+        "instruction": episode.instruction,
+        "seed": arguments.seed,
+        "mode": arguments.mode,
+        "success": episode.success,
+        "outcome": episode.outcome,
+        "reason": episode.reason,
+        "steps": episode.steps,
+        "chunks": episode.accepted,
+        "latency_ms": percentiles(episode.latencies),
+        "chunk_age_ms": percentiles(episode.chunk_ages),
+    }
 
 
 def _film(episode: Episode, label: str, path: Path, console: Console) -> tuple[Any, list[Any], int]:
@@ -185,7 +199,7 @@ def _film(episode: Episode, label: str, path: Path, console: Console) -> tuple[A
         moments[-1] = replace(moments[-1], outcome=words, success=episode.success)
         with console.status(f"writing {path}"):
             write_video(path, caption, moments, fps=CONTROL_HZ)
-        console.print(f"video: {path}")
+        console.print(f"video: {path}", soft_wrap=True)
     return caption, moments, missing
 
 

@@ -6,7 +6,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -46,11 +46,12 @@ class GraphError(Exception):
 
 @dataclass(frozen=True)
 class Progress:
-    """Of a running goal. chunk_age, latency: s."""
+    """Of a running goal. chunk_age, latency: s. silence: s since the last tick of the simulation."""
 
     step: int = 0
     chunk_age: float = 0.0
     latency: float = 0.0
+    silence: float = 0.0
 
 
 OnProgress = Callable[[Progress, Episode], None]
@@ -143,10 +144,11 @@ class Recorder(Node):
         done = handle.get_result_async()
         newest, since = -1, time.monotonic()
         while not self._until(done.done, 0.05):
-            on_progress(self._progress, recording)
             if self._newest != newest:
                 newest, since = self._newest, time.monotonic()
-            elif time.monotonic() - since > 90.0:
+            silence = time.monotonic() - since
+            on_progress(replace(self._progress, silence=silence), recording)
+            if silence > 90.0:
                 raise GraphError(f"no tick of the simulation for 90 s; the nodes say: {self.health()}")
         result = done.result().result
         recording.outcome, recording.reason = OUTCOMES[result.outcome], result.reason
@@ -156,7 +158,7 @@ class Recorder(Node):
         self._until(lambda: all(self._newest in images for images in recording.images.values()), 2.0)
         self._episode = None
         recording.states = {stamp: state for stamp, state in list(recording.states.items()) if state.tick >= answer.tick}
-        on_progress(Progress(result.steps, self._progress.chunk_age, self._progress.latency), recording)
+        on_progress(replace(self._progress, step=result.steps), recording)
         return recording
 
     def health(self) -> str:
