@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 
 from bitvla_ros.policy.observation import quaternion_to_axis_angle
 from bitvla_ros.simulation import TABLETOP_SUITES, Snapshot, make
+from bitvla_ros.simulation.rendering import RenderingError
 from bitvla_ros.simulation.tabletop import TabletopEnvironment
 
 HOLD = np.array([0, 0, 0, 0, 0, 0, -1], np.float32)
@@ -83,6 +85,18 @@ def test_pictures_have_the_asked_cameras_and_size_and_differ() -> None:
     scene = before.images["scene"].astype(int)
     red = np.argwhere((scene[..., 0] > 120) & (scene[..., 1:].max(-1) < 60))
     assert len(red) > 20 and red[:, 0].mean() > 48
+
+
+def test_another_thread_and_a_closed_environment_are_refused() -> None:
+    environment = make("tabletop_goal", image_size=32)
+    environment.reset(0, 0)
+    with ThreadPoolExecutor(1) as pool, pytest.raises(RenderingError, match="thread"):
+        pool.submit(environment.step, HOLD).result()
+    environment.step(HOLD)
+    environment.close()
+    environment.close()
+    with pytest.raises(RenderingError, match="closed"):
+        environment.reset(0, 0)
 
 
 def test_without_cameras_no_opengl_context_is_made() -> None:

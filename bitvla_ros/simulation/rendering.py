@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import importlib
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -36,12 +37,15 @@ def _context(size: int) -> Any:
 
 
 class Renderer:
-    """Square pictures of named cameras. Bound to the thread that makes it: make, use and close it in one thread."""
+    """Square pictures of named cameras. Bound to the thread that makes it: make, use and close it in one thread.
+
+    Raises RenderingError where no OpenGL context can be made, and for use in another thread."""
 
     def __init__(self, model: mujoco.MjModel, cameras: Sequence[str], size: int, shadows: Mapping[str, float] | None = None) -> None:
         """size: edge, pixels. shadows: body name -> radius (m) of a soft dark disc on the table (z = 0) below it, which costs
         next to nothing where real shadows cost more than the rest of the picture."""
         self._context = _context(size)
+        self._thread = threading.get_ident()
         atexit.register(self.close)  # a context that is freed after its library is gone complains
         self._model = model
         self._scene = mujoco.MjvScene(model, 400)
@@ -62,6 +66,8 @@ class Renderer:
 
     def render(self, data: mujoco.MjData) -> Mapping[str, NDArray[np.uint8]]:
         """Camera name -> uint8 [size, size, 3], RGB, upright; each a new array."""
+        if self._context is None or threading.get_ident() != self._thread:
+            raise RenderingError("an environment renders only until it is closed, and only in the thread that made it")
         self._context.make_current()
         images = {}
         for name, camera in self._cameras.items():

@@ -130,7 +130,6 @@ class TabletopEnvironment:
         """Free the renderer; a second call does nothing."""
         if self._renderer is not None:
             self._renderer.close()
-            self._renderer = None
 
     def _snapshot(self) -> Snapshot:
         data = self._data
