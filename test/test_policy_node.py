@@ -294,6 +294,7 @@ def test_lockstep_answers_exactly_the_ticks_the_task_asks_for(lockstep) -> None:
         if tick % 3 == 0:
             lockstep.graph.wait(lambda stamp=stamp: stamp in own(), f"chunk of tick {tick}")
     lockstep.graph.spin(0.1)
+    assert all(c.header.stamp == c.observation_stamp for c in lockstep.chunks if c.epoch == epoch), "time stands still in lockstep"
     assert own() == [origin + tick * STEP for tick in (0, 3, 6, 9)]
 
 
@@ -416,6 +417,37 @@ def test_camera_that_never_came_is_named(tmp_path) -> None:
         assert "wrist" in message.split(";")[0] and "scene" not in message.split(";")[0]
 
 
+def test_frozen_and_skewed_cameras_are_refused(tmp_path) -> None:
+    with TestGraph(tmp_path) as graph, in_process(graph, Scripted(cameras=("scene", "wrist")), max_skew=0.05, max_age=5.0):
+        robot = Robot(graph, cameras=("scene", "wrist"))
+        robot.task()
+        robot.answer()
+        image = image_to_msg(np.full((64, 64, 3), 7, np.uint8), 0, "scene")
+        positions = iter(np.linspace(0.0, 5.0, 2000))
+
+        def frozen() -> None:
+            stamp = robot.now()
+            image.header.stamp = ns_to_stamp(stamp)
+            robot.images["scene"].publish(image)
+            robot.feed_image("wrist", stamp)
+            robot.feed_pose(stamp, (next(positions), 0.0, 0.3))
+            robot.feed_joints(stamp)
+
+        assert "camera scene has repeated" in robot.refuses("frozen", frozen)
+        robot.answer()
+
+        def skewed() -> None:
+            stamp = robot.now()
+            robot.feed_image("scene", stamp)
+            robot.feed_image("wrist", stamp - 80 * MS)
+            robot.feed_pose(stamp)
+            robot.feed_joints(stamp)
+            graph.spin(0.1)
+
+        assert "at most 50 ms" in robot.refuses("skewed", skewed)
+        robot.answer()
+
+
 # ---- a policy that fails on purpose, in a node of this process
 
 
@@ -531,6 +563,9 @@ def test_pose_comes_from_tf_at_the_joints_time(tmp_path) -> None:
             if not self.known:
                 raise NoTransform(f"no transform from {source!r} to {target!r}")
             return np.array([0.1, 0.2, 0.3]), np.array([1.0, 0.0, 0.0, 0.0])
+
+        def clear(self) -> None:
+            pass
 
         def close(self) -> None:
             pass

@@ -23,6 +23,9 @@ class Frames(Protocol):
     def lookup(self, target: str, source: str, stamp: int) -> Transform:
         """Pose of `source` in `target` at `stamp` (ns): position float64 [3], m, quaternion float64 [4] xyzw. Raises NoTransform."""
 
+    def clear(self) -> None:
+        """Forget every transform: time has jumped back."""
+
     def close(self) -> None:
         """Stop listening."""
 
@@ -34,7 +37,7 @@ class TfFrames:
 
     def __init__(self, node: Node) -> None:
         self._tf2 = need("tf2_ros")
-        self._buffer = self._tf2.Buffer(node=node)
+        self._buffer = self._tf2.Buffer()  # on a clock of its own: its waiting ends while simulated time stands still
         self._listener = self._tf2.TransformListener(self._buffer, node)
 
     def lookup(self, target: str, source: str, stamp: int) -> Transform:
@@ -44,6 +47,9 @@ class TfFrames:
             raise NoTransform(f"no transform from {source!r} to {target!r} at {stamp / 1e9:.3f} s: {error}") from error
         p, q = found.translation, found.rotation
         return np.array([p.x, p.y, p.z]), np.array([q.x, q.y, q.z, q.w])
+
+    def clear(self) -> None:
+        self._buffer.clear()
 
     def close(self) -> None:
         self._listener.unregister()

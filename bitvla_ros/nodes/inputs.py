@@ -85,9 +85,15 @@ class Inputs:
             self._frames.close()
 
     def clear(self) -> None:
-        """Forget every input: time has jumped back."""
+        """Forget every input."""
         self._streams.clear()
         self._joints_stamp = 0
+
+    def jump(self) -> None:
+        """Time has jumped back."""
+        self.clear()
+        if self._frames is not None:
+            self._frames.clear()
 
     def observe(self, schedule: Schedule) -> Observation | None:
         """The newest observation, its images still as messages (see `decode`); None in lockstep while a tick is incomplete.

@@ -152,7 +152,7 @@ class PolicyNode(ManagedNode):
 
     def _on_jump(self, jump: Any) -> None:
         if self._inputs is not None:
-            self._inputs.clear()
+            self._inputs.jump()
         with self._wake:
             self._key = None  # the thread resets gate and policy
             if self._schedule is not None:
@@ -214,7 +214,7 @@ class PolicyNode(ManagedNode):
                 return  # the task is over
             if not self._schedule.active:
                 return
-            stamp = self.get_clock().now().nanoseconds
+            stamp = observation.stamp if schedule.lockstep else self.get_clock().now().nanoseconds  # in lockstep time stands still
             self._publisher.publish(chunk_to_msg(chunk, stamp))
             self._sequence += 1
             self._health, self._refused, self._reason = Status(OK, "inferring"), None, None
