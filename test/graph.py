@@ -86,6 +86,23 @@ class TestGraph(Graph):
         finally:
             self.node.destroy_client(client)
 
+    def send_goal(self, instruction: str, time_limit: float = 0.0, feedback: Callable[[Any], None] | None = None) -> Any:
+        """Send an ExecuteInstruction goal and return its handle, accepted or not."""
+        from rclpy.action import ActionClient
+
+        from bitvla_ros.action import ExecuteInstruction
+        from bitvla_ros.nodes.conversions import ns_to_duration
+
+        if not hasattr(self, "_actions"):
+            self._actions = ActionClient(self.node, ExecuteInstruction, "execute_instruction")
+        self.wait(self._actions.server_is_ready, "action server")
+        goal = ExecuteInstruction.Goal(instruction=instruction, time_limit=ns_to_duration(round(time_limit * 1e9)))
+        return self.result(self._actions.send_goal_async(goal, feedback_callback=feedback), "answer to the goal")
+
+    def outcome(self, handle: Any, seconds: float = 60.0) -> Any:
+        """Wait for the goal's result."""
+        return self.result(handle.get_result_async(), "result of the goal", seconds).result
+
     def kill(self, name: str, number: int = signal.SIGKILL) -> None:
         """Send a node a signal; from here on it may be dead."""
         self.expected_dead.add(name)

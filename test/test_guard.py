@@ -33,6 +33,11 @@ def command(*offset: float, gripper: float = 1.0, epoch: int = 1, hold: bool = F
     return Command(action, hold, epoch)
 
 
+def lose(checked: Guard) -> None:
+    checked.policy_alive(False, 0)
+    checked.watch(SECOND)
+
+
 def test_a_command_within_the_limits_passes_unchanged_to_the_bit():
     random = np.random.default_rng(0)
     checked = guard()
@@ -129,7 +134,7 @@ def test_the_first_fault_stays_until_a_reset():
     checked.check(NOW, command(np.nan), arm())
     first = checked.fault
     checked.check(NOW, command(9), arm())
-    checked.policy_alive(False)
+    lose(checked)
     assert checked.fault is first
     assert checked.check(NOW, command(0.1), arm()).hold
     checked.begin(2, 0, lockstep=False)
@@ -144,7 +149,7 @@ def test_the_first_fault_stays_until_a_reset():
 def test_a_stop_is_a_ramp_then_a_hold():
     checked = guard(ramp_steps=4)
     checked.check(NOW, command(0.8, -0.4), arm())
-    checked.policy_alive(False)
+    lose(checked)
     answers = [checked.check(NOW, command(0.8, -0.4), arm()) for _ in range(6)]
     np.testing.assert_allclose([a.action[0] for a in answers], [0.6, 0.4, 0.2, 0, 0, 0], atol=1e-6)
     assert [a.hold for a in answers] == [False] * 3 + [True] * 3
@@ -171,13 +176,32 @@ def test_a_command_of_a_dropped_epoch_never_passes():
 
 def test_the_loss_of_the_policy_matters_only_during_a_task():
     idle = Guard(Limits(), 20.0)
-    idle.policy_alive(False)
+    lose(idle)
     assert idle.fault is None
+    idle.begin(1, 0, lockstep=False)
+    idle.watch(SECOND)
+    assert idle.fault.reason is FaultReason.POLICY_LOST, "a task without a policy"
     busy = guard()
-    busy.policy_alive(True)
+    busy.policy_alive(True, 0)
+    busy.watch(SECOND)
     assert busy.fault is None
-    busy.policy_alive(False)
+    lose(busy)
     assert busy.fault.reason is FaultReason.POLICY_LOST
+
+
+@pytest.mark.parametrize(("lockstep", "grace_ms"), [(False, 30), (True, 1000)])
+def test_a_policy_that_comes_back_within_the_grace_was_not_lost(lockstep, grace_ms):
+    checked = guard(lockstep)
+    for alive_again in range(0, 5 * SECOND, SECOND):
+        checked.policy_alive(False, alive_again)
+        checked.watch(alive_again + grace_ms * 1_000_000 - 1)
+        checked.policy_alive(True, alive_again)
+        checked.watch(alive_again + SECOND)
+    assert checked.fault is None
+    checked.policy_alive(False, 5 * SECOND)
+    checked.policy_alive(False, 5 * SECOND + 1)
+    checked.watch(5 * SECOND + grace_ms * 1_000_000)
+    assert checked.fault.reason is FaultReason.POLICY_LOST
 
 
 @pytest.mark.parametrize(("lockstep", "limit"), [(False, 10), (True, 60)])
@@ -237,7 +261,7 @@ def test_whatever_is_commanded_what_comes_out_is_finite_and_within_every_limit(c
     stopped = False
     for k, (numbers, hold, epoch) in enumerate(commands):
         if k == lost:
-            checked.policy_alive(False)
+            lose(checked)
         state = arm((positions[k], 0.0, 0.0))
         stopped = stopped or checked.fault is not None
         answer = checked.check(NOW, Command(np.array(numbers, np.float32), hold, epoch), state)

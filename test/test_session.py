@@ -111,7 +111,8 @@ def test_the_loss_of_the_policy_is_a_fault_and_latches(lockstep):
     session = begun(lockstep)
     session.accept(chunk(session, START), START, 0)
     tick(session, 0)
-    session.policy_alive(False)
+    session.policy_alive(False, 0)
+    session.watch(SECOND)
     assert session.result.outcome is Outcome.FAULT and "policy" in session.result.reason
     stop = [tick(session, k) for k in range(1, 6)]
     assert any(c is not None and c.hold for c in stop)

@@ -18,6 +18,8 @@ from .player import decelerated
 
 CLAMPS = ("offset", "speed", "angular_speed", "acceleration", "angular_acceleration")
 
+LOCKSTEP_GRACE = 1.0  # s without liveliness in lockstep, where the arm does not move while nobody infers
+
 _TOLERANCE = 1e-5  # relative; commands are float32
 _REST = np.zeros(ACTION_DIM, np.float32)
 
@@ -60,6 +62,8 @@ class Limits:
     max_state_age: oldest measured pose a command is still checked against.
     chunk_deadline: realtime: how long a task may go without an accepted chunk, on the steady clock.
     hang_limit: lockstep: how long a task may stand still, on the steady clock.
+    liveliness_grace: realtime: how long the policy may have lost its liveliness before the arm stops. On a loaded machine its lease
+        runs out now and then though it is well, and is renewed within milliseconds.
     ramp_steps: steps in which a stop brings the offset to zero; in lockstep a stop is a hold at once.
     clamp: limits (names in CLAMPS) that bring a command back inside instead of stopping the arm.
     """
@@ -75,6 +79,7 @@ class Limits:
     max_state_age: float = 0.5
     chunk_deadline: float = 10.0
     hang_limit: float = 60.0
+    liveliness_grace: float = 0.03
     ramp_steps: int = 4
     clamp: tuple[str, ...] = ()
 
@@ -87,6 +92,8 @@ class Limits:
         for name in scales + caps:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; a limit is above 0")
+        if not self.liveliness_grace >= 0:
+            raise ValueError(f"liveliness_grace is {self.liveliness_grace}; it cannot be negative")
         if self.ramp_steps < 0:
             raise ValueError(f"ramp_steps is {self.ramp_steps}; it cannot be negative")
         if len(self.workspace_min) != 3 or len(self.workspace_max) != 3:
@@ -110,6 +117,7 @@ class Guard:
         self._epoch: int | None = None
         self._lockstep = False
         self._progress = 0
+        self._lost: int | None = None  # when the policy's liveliness was lost
         self._last = _REST  # what went out last, and what a stop starts from
         self._from = _REST
         self._stopped = 0  # steps into the stop
@@ -144,17 +152,26 @@ class Guard:
         self.fault = None
         self._epoch = None
 
-    def policy_alive(self, alive: bool) -> None:
-        """Liveliness of the policy's publisher, as the middleware reports it."""
-        if not alive and self._epoch is not None:
-            self.trip(FaultReason.POLICY_LOST, "the policy is gone: nobody keeps the action_chunk topic alive any more")
+    @property
+    def liveliness_grace(self) -> float:
+        """s"""
+        return LOCKSTEP_GRACE if self._lockstep else self.limits.liveliness_grace
+
+    def policy_alive(self, alive: bool, steady: int) -> None:
+        """Liveliness of the policy's publisher, as the middleware reports it. A loss counts at the next `watch` after the grace."""
+        if alive:
+            self._lost = None
+        elif self._lost is None:
+            self._lost = steady
 
     def progress(self, steady: int) -> None:
         """The task went on: the deadline starts anew."""
         self._progress = steady
 
     def watch(self, steady: int, waiting_for: str = "an action chunk") -> None:
-        """Stop where the deadline has passed."""
+        """Stop where the policy is gone or a deadline has passed."""
+        if self._lost is not None and not self.stopping and steady - self._lost >= self.liveliness_grace * 1e9:
+            self.trip(FaultReason.POLICY_LOST, "the policy is gone: nobody keeps the action_chunk topic alive any more")
         waited = (steady - self._progress) / 1e9
         limit = self.limits.hang_limit if self._lockstep else self.limits.chunk_deadline
         if not self.stopping and waited > limit:

@@ -33,7 +33,7 @@ class Outcome(IntEnum):
 
 @dataclass(frozen=True)
 class Result:
-    """steps: control steps played. chunks: chunks accepted."""
+    """steps: control steps played. chunks: chunks of which at least one action was played."""
 
     outcome: Outcome
     reason: str
@@ -56,6 +56,7 @@ class Session:
         self.steps = 0
         self.chunks = 0
         self._start = self._end_at = self._newest = 0
+        self._counted: ActionChunk | None = None
         self._stopping = False  # the stop's ramp has not reached its hold
 
     @property
@@ -88,7 +89,6 @@ class Session:
             if asked_for:
                 self.fault(FaultReason.CHUNK, f"the chunk was refused: {refused}")
             raise
-        self.chunks += 1
         self.guard.progress(steady)
 
     def tick(self, now: int, arm: ArmState, success: bool, steady: int) -> Command | None:
@@ -114,6 +114,9 @@ class Session:
             self._stopping = not command.hold
         else:
             self.steps += 1
+            if self.player.chunk is not None and self.player.chunk is not self._counted:
+                self._counted = self.player.chunk
+                self.chunks += 1
         return command
 
     @property
@@ -133,13 +136,12 @@ class Session:
         self.guard.trip(reason, message)
         self._notice()
 
-    def policy_alive(self, alive: bool) -> None:
-        """Liveliness of the policy. Its loss during a task is a fault."""
-        self.guard.policy_alive(alive)
-        self._notice()
+    def policy_alive(self, alive: bool, steady: int) -> None:
+        """Liveliness of the policy. Its loss during a task is a fault, found by `watch` after a grace."""
+        self.guard.policy_alive(alive, steady)
 
     def watch(self, steady: int) -> None:
-        """Call a few times a second: the deadlines run on the steady clock."""
+        """Call a few times a second, and at the end of a grace: liveliness and deadlines run on the steady clock."""
         self.guard.watch(steady, "the next tick or chunk" if self.lockstep else "an action chunk")
         self._notice()
 

@@ -36,6 +36,7 @@ PARAMETERS = (
     Parameter("limits.max_state_age", _LIMITS.max_state_age, "Oldest measured pose that commands are checked against", "s", 1e-3, 60.0),
     Parameter("limits.chunk_deadline", _LIMITS.chunk_deadline, "Realtime: longest time without an accepted chunk", "s", 1e-3, 3600.0),
     Parameter("limits.hang_limit", _LIMITS.hang_limit, "Lockstep: longest time without progress", "s", 1e-3, 3600.0),
+    Parameter("limits.liveliness_grace", _LIMITS.liveliness_grace, "Realtime: how long the policy may be gone", "s", 0.0, 60.0),
     Parameter("limits.clamp", _LIMITS.clamp, f"Limits that clamp instead of stopping the arm: of {', '.join(CLAMPS)}; [''] for none"),
 )
 

@@ -62,7 +62,10 @@ class ControllerNode(ManagedNode):
         self._arm: ArmState | None = None
         self._frame = ""
         self._answered = -1  # stamp of the last lockstep tick that was answered
-        self._alive = False
+        self._alive = 0  # publishers of chunks
+        self._needed = 1  # of them: none may be lost during a task, or the loss of the right one could go unseen
+        self._grace = None  # timer
+        self._losses = 0
         self._refusals: Counter[str] = Counter()
         self._last_refusal = ""
         self._ticks = 0
@@ -75,6 +78,7 @@ class ControllerNode(ManagedNode):
             (self.destroy_publisher, self._task),
             (self.destroy_publisher, self._command),
             (self.destroy_subscription, chunks),
+            (lambda _: self._end_grace(), None),
             (self.destroy_subscription, self.create_subscription(SimulationState, "simulation_state", self._on_state, LATCHED)),
             (lambda _: self.destroy_subscription(self._pose), None),
             (self.destroy_service, self.create_service(Trigger, "reset_fault", self._on_reset_fault)),
@@ -107,7 +111,8 @@ class ControllerNode(ManagedNode):
         values = {
             "epoch": session.epoch,
             "running": session.running,
-            "policy_alive": self._alive,
+            "policies_alive": self._alive,
+            "liveliness_losses": self._losses,
             "steps": session.steps,
             "chunks": session.chunks,
             "control_steps_total": self._ticks,
@@ -116,6 +121,8 @@ class ControllerNode(ManagedNode):
         }
         if session.guard.fault is not None:
             return Status(ERROR, f"stopped: {session.guard.fault.message}; call reset_fault to go on", values)
+        if self._alive > 1:
+            return Status(WARN, f"{self._alive} nodes publish action_chunk: stop all but one", values)
         if not self._alive:
             return Status(WARN, "no policy", values)
         return Status(OK, "carrying out an instruction" if session.running else "ready", values)
@@ -185,6 +192,8 @@ class ControllerNode(ManagedNode):
         start = stamp_to_ns(state.header.stamp) if state.lockstep else self._now()
         limit = duration_to_ns(goal.handle.request.time_limit) or round(self._p.time_limit * 1e9) or state.step_limit * step
         self._session.player.frame = self._frame
+        self._needed = self._alive
+        self._session.policy_alive(True, time.monotonic_ns())
         epoch = self._session.begin(start, limit, time.monotonic_ns(), lockstep=state.lockstep)
         goal.started, goal.start, goal.episode, goal.moved = True, start, state.episode, False
         self._publish_task(active=True)
@@ -209,8 +218,11 @@ class ControllerNode(ManagedNode):
         goal, self._goal = self._goal, None
         if goal.started:
             self._publish_task(active=False, instruction=goal.instruction)
-        log = self.get_logger().error if result.outcome is Outcome.FAULT else self.get_logger().info
-        log(f"{result.outcome.name.lower()} after {result.steps} steps and {result.chunks} chunks: {result.reason}")
+        summary = f"{result.outcome.name.lower()} after {result.steps} steps and {result.chunks} chunks: {result.reason}"
+        if result.outcome is Outcome.FAULT:  # not in one expression: rclpy allows each line of code one severity
+            self.get_logger().error(summary)
+        else:
+            self.get_logger().info(summary)
         goal.done.set_result(result)
         self.diagnostics.publish()
 
@@ -252,9 +264,20 @@ class ControllerNode(ManagedNode):
         goal.moved = goal.started
 
     def _on_liveliness(self, event) -> None:
-        self._alive = event.alive_count > 0
-        self._session.policy_alive(self._alive)
+        self._losses += event.not_alive_count_change > 0
+        self._alive = event.alive_count
+        self._needed = max(1, self._alive, self._needed if self._session.running else 1)
+        alive = self._alive >= self._needed
+        self._session.policy_alive(alive, time.monotonic_ns())
+        self._end_grace()
+        if not alive:
+            self._grace = self.steady_timer(self._session.guard.liveliness_grace + 0.001, self._on_watch)
         self._advance()
+
+    def _end_grace(self) -> None:
+        if self._grace is not None:
+            self.destroy_timer(self._grace)
+            self._grace = None
 
     def _subscribe_to_pose(self, synchronised: bool):
         return self.create_subscription(PoseStamped, "end_effector_pose", self._on_pose, state_qos(synchronised))
@@ -291,6 +314,7 @@ class ControllerNode(ManagedNode):
         self._conclude()
 
     def _on_watch(self) -> None:
+        self._end_grace()
         goal = self._goal
         if goal is not None and not goal.started and time.monotonic() - goal.since > self._p.start_timeout:
             missing = self._missing() or "not ready"

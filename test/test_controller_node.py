@@ -1,0 +1,226 @@
+"""The controller node in a real graph, with the real simulator and the scripted expert as processes: goals, cancels and losses."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="rclpy is not installed: pip install '.[ros]'")
+
+from diagnostic_msgs.msg import DiagnosticArray
+from graph import TestGraph
+from rclpy.qos import QoSProfile
+from std_srvs.srv import Trigger
+
+from bitvla_ros.action import ExecuteInstruction
+from bitvla_ros.msg import ActionChunk as ActionChunkMsg
+from bitvla_ros.msg import EndEffectorCommand, SimulationState, Task
+from bitvla_ros.nodes.conversions import chunk_to_msg, stamp_to_ns
+from bitvla_ros.nodes.qos import CHUNK, LATCHED
+from bitvla_ros.policy.chunk import ActionChunk
+from bitvla_ros.srv import ResetEpisode
+
+pytestmark = pytest.mark.ros
+
+SUITE = "tabletop_object"
+Result = ExecuteInstruction.Result
+
+
+class World:
+    """Simulator and controller, a policy where asked for, and everything they say."""
+
+    def __init__(self, graph: TestGraph, mode: str = "lockstep", policy: bool = True, **controller: object) -> None:
+        self.graph, self.mode = graph, mode
+        self.commands = graph.collect(EndEffectorCommand, "end_effector_command", QoSProfile(depth=1000))
+        self.states = graph.collect(SimulationState, "simulation_state", LATCHED)
+        self.tasks = graph.collect(Task, "task", LATCHED)
+        self.health = graph.collect(DiagnosticArray, "/diagnostics", 100)
+        self.seeds = itertools.count()
+        graph.start("simulation", "bitvla_ros.nodes.simulation", {"suite": SUITE, "mode": mode, "cameras": [""]})
+        graph.start("controller", "bitvla_ros.nodes.controller", {"start_timeout": 60.0, **controller})
+        if policy:
+            self.start_policy()
+
+    def start_policy(self) -> None:
+        parameters = {"policy": "expert", "suite": SUITE, "synchronised": self.mode == "lockstep"}
+        self.graph.start("policy", "bitvla_ros.nodes.policy", parameters)
+
+    def reset(self) -> ResetEpisode.Response:
+        return self.graph.call(ResetEpisode, "reset_episode", ResetEpisode.Request(task=0, seed=next(self.seeds)))
+
+    def begin(self):
+        """Begin an episode and its goal, and wait until the arm moves."""
+        instruction = self.reset().instruction
+        self.commands.clear()
+        steps: list[int] = []
+        handle = self.graph.send_goal(instruction, feedback=lambda message: steps.append(message.feedback.step))
+        assert handle.accepted
+        self.graph.wait(lambda: steps and steps[-1] >= 10, "ten steps", 90.0)
+        return handle
+
+    def diagnosed(self, text: str) -> bool:
+        statuses = (status for array in self.health for status in array.status if status.name == "controller")
+        return any(text in status.message or any(text in f"{v.key}={v.value}" for v in status.values) for status in statuses)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with TestGraph(tmp_path_factory.mktemp("lockstep")) as graph:
+        yield World(graph)
+
+
+def test_a_cancel_is_acknowledged_when_the_stop_has_begun_and_then_time_stands_still(world: World) -> None:
+    handle = world.begin()
+    epoch = world.tasks[-1].epoch
+    answer = world.graph.result(handle.cancel_goal_async(), "answer to the cancel")
+    assert answer.goals_canceling
+    result = world.graph.outcome(handle)
+    assert result.outcome == Result.CANCELLED and "client" in result.reason and result.steps >= 10
+    world.graph.wait(lambda: world.commands[-1].hold, "the hold")
+    ticks, commands = len(world.states), len(world.commands)
+    world.graph.spin(0.5)
+    assert len(world.commands) == commands and len(world.states) <= ticks + 1
+    assert not any(command.hold for command in world.commands[:-1])
+    world.graph.wait(lambda: not world.tasks[-1].active, "the end of the task")
+    assert world.tasks[-1].epoch == epoch
+
+
+def test_a_new_goal_takes_over(world: World) -> None:
+    first = world.begin()
+    second = world.graph.send_goal(world.states[-1].instruction)
+    assert second.accepted
+    result = world.graph.outcome(first)
+    assert result.outcome == Result.CANCELLED and "another goal" in result.reason
+    assert world.graph.outcome(second).outcome in (Result.SUCCESS, Result.TIME_LIMIT)
+    holds = [k for k, command in enumerate(world.commands) if command.hold]
+    assert len(holds) <= 1, "one hold between the two tasks at most"
+    epochs = [command.epoch for command in world.commands]
+    assert epochs == sorted(epochs) and len(set(epochs)) == 2
+
+
+@pytest.mark.parametrize(("instruction", "limit"), [("", 0.0), ("  \n", 0.0), ("put it there", -1.0)])
+def test_an_invalid_goal_is_rejected(world: World, instruction: str, limit: float) -> None:
+    assert not world.graph.send_goal(instruction, limit).accepted
+
+
+def test_a_time_limit_is_kept_to_the_step(world: World) -> None:
+    result = world.graph.outcome(world.graph.send_goal(world.reset().instruction, time_limit=0.5))
+    assert (result.outcome, result.steps, result.chunks) == (Result.TIME_LIMIT, 10, 2)
+
+
+def test_a_reset_during_a_goal_ends_it(world: World) -> None:
+    handle = world.begin()
+    begun = world.reset()
+    result = world.graph.outcome(handle)
+    assert result.outcome == Result.CANCELLED and "reset" in result.reason
+    world.graph.spin(0.3)
+    assert world.states[-1].tick == begun.tick, "nobody answers the first tick of the new episode"
+
+
+def test_a_goal_sent_right_after_a_reset_starts_with_the_new_episode(world: World) -> None:
+    """The tick of the reset may reach the controller after the goal does."""
+    for _ in range(5):
+        begun = world.reset()
+        world.commands.clear()
+        result = world.graph.outcome(world.graph.send_goal(begun.instruction, time_limit=0.2))
+        assert (result.outcome, result.steps) == (Result.TIME_LIMIT, 4)
+        world.graph.wait(lambda begun=begun: world.commands[-1].tick >= begun.tick + 3, "the last command")
+        played = [command.tick for command in world.commands if command.tick >= begun.tick]
+        assert played == list(range(begun.tick, begun.tick + 4))
+
+
+def test_chunks_that_nobody_asked_for_are_refused_and_change_nothing(world: World) -> None:
+    publisher = world.graph.node.create_publisher(ActionChunkMsg, "action_chunk", CHUNK)
+    handle = world.begin()
+    now, epoch = stamp_to_ns(world.states[-1].header.stamp), world.tasks[-1].epoch
+    ones = np.ones((8, 7), np.float32)
+    for chunk in (
+        ActionChunk(ones, now, 50_000_000, epoch=epoch - 1),
+        ActionChunk(ones, now + 1, 50_000_000, epoch=epoch),
+        ActionChunk(ones * np.nan, now + 1, 50_000_000, epoch=epoch),
+        ActionChunk(ones, now, 100_000_000, epoch=epoch),
+    ):
+        publisher.publish(chunk_to_msg(chunk, now))
+        world.graph.spin(0.02)
+    malformed = chunk_to_msg(ActionChunk(ones, now, 50_000_000, epoch=epoch), now)
+    malformed.horizon = 9
+    publisher.publish(malformed)
+    assert world.graph.outcome(handle).outcome == Result.SUCCESS
+    for reason in ("epoch", "not_asked", "non_finite", "rate", "malformed"):
+        world.graph.wait(lambda reason=reason: world.diagnosed(f"refused_{reason}=1"), f"refusal {reason} on /diagnostics")
+    assert not any((np.asarray(command.offset) == 1).all() for command in world.commands)
+    world.graph.node.destroy_publisher(publisher)
+
+
+def test_a_killed_policy_is_a_fault_that_latches_until_a_reset(world: World) -> None:
+    handle = world.begin()
+    world.graph.kill("policy")
+    result = world.graph.outcome(handle)
+    assert result.outcome == Result.FAULT and "policy is gone" in result.reason
+    world.graph.wait(lambda: world.commands[-1].hold, "the hold")
+    world.graph.wait(lambda: world.diagnosed("call reset_fault"), "the fault on /diagnostics")
+    latched = world.graph.outcome(world.graph.send_goal("go on"))
+    assert latched.outcome == Result.FAULT and "reset_fault" in latched.reason
+    cleared = world.graph.call(Trigger, "reset_fault", Trigger.Request())
+    assert cleared.success and "policy is gone" in cleared.message
+    # The next goal waits for a policy.
+    instruction = world.reset().instruction
+    handle = world.graph.send_goal(instruction)
+    world.graph.spin(0.5)
+    world.graph.stop("policy")
+    world.start_policy()
+    assert world.graph.outcome(handle, 90.0).outcome == Result.SUCCESS
+
+
+def test_without_a_policy_a_goal_says_what_to_start(tmp_path) -> None:
+    with TestGraph(tmp_path) as graph:
+        world = World(graph, policy=False, start_timeout=1.0)
+        result = graph.outcome(graph.send_goal(world.reset().instruction))
+        assert result.outcome == Result.FAULT and "start policy_node" in result.reason
+        assert graph.call(Trigger, "reset_fault", Trigger.Request()).message == "no fault was latched"
+        assert not world.commands
+
+
+def test_realtime(tmp_path) -> None:
+    """One graph for what takes real seconds: a task succeeds, a cancel ramps down, a stopped policy stops the arm, an end holds."""
+    with TestGraph(tmp_path) as graph:
+        world = World(graph, "realtime")
+        handle = world.begin()
+        assert not world.tasks[-1].lockstep and world.commands[-1].tick == 0
+        answer = graph.result(handle.cancel_goal_async(), "answer to the cancel")
+        assert answer.goals_canceling
+        epoch = world.commands[-1].epoch
+        assert graph.outcome(handle).outcome == Result.CANCELLED
+        graph.wait(lambda: world.commands[-1].hold, "the end of the ramp")
+        graph.spin(0.3)
+        assert world.commands[-1].epoch == epoch and world.commands[-1].hold
+        sizes = [float(np.abs(command.offset).max()) for command in world.commands][-5:]
+        assert sizes == sorted(sizes, reverse=True) and sizes[-1] == 0
+
+        result = graph.outcome(graph.send_goal(world.reset().instruction))
+        assert result.outcome in (Result.SUCCESS, Result.TIME_LIMIT), result.reason  # a loaded machine plays badly, but it plays
+        assert result.chunks > 3
+
+        handle = world.begin()
+        graph.kill("policy", signal.SIGSTOP)
+        result = graph.outcome(handle)
+        assert result.outcome == Result.FAULT and "policy is gone" in result.reason
+        graph.wait(lambda: world.commands[-1].hold, "the hold")
+        graph.kill("policy", signal.SIGCONT)
+        graph.call(Trigger, "reset_fault", Trigger.Request())
+
+        world.begin()
+        graph.stop("controller")
+        graph.wait(lambda: world.commands[-1].hold, "the hold of a controller that is asked to end")
+
+
+def test_wrong_limits_fail_in_configure_with_the_remedy(tmp_path) -> None:
+    with TestGraph(tmp_path) as graph:
+        health = graph.collect(DiagnosticArray, "/diagnostics", 10)
+        graph.start("controller", "bitvla_ros.nodes.controller", {"limits.clamp": ["ofset"]})
+        status = graph.wait(lambda: next((s for a in health for s in a.status if s.level == b"\x02"), None), "an error on /diagnostics")
+        assert "ofset" in status.message and "offset" in status.message

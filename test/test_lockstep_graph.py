@@ -1,0 +1,122 @@
+"""Episodes through the real graph, simulator, controller and policy each a process, equal episodes in process action for action."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="rclpy is not installed: pip install '.[ros]'")
+
+from graph import TestGraph
+from rclpy.qos import QoSProfile
+
+from bitvla_ros.control.session import Outcome
+from bitvla_ros.evaluation.rollout import Rollout, rollout
+from bitvla_ros.msg import EndEffectorCommand
+from bitvla_ros.simulation import make
+from bitvla_ros.simulation.expert import make_expert
+from bitvla_ros.srv import ResetEpisode
+
+pytestmark = pytest.mark.ros
+
+
+class Bench:
+    """A graph in lockstep that plays episodes."""
+
+    def __init__(
+        self, graph: TestGraph, suite: str, cameras: Sequence[str], policy: dict, image_size: int = 64, **controller: object
+    ) -> None:
+        self.graph = graph
+        self.commands = graph.collect(EndEffectorCommand, "end_effector_command", QoSProfile(depth=1000))
+        simulation = {"suite": suite, "cameras": cameras or [""], "image_size": image_size}
+        graph.start("simulation", "bitvla_ros.nodes.simulation", simulation)
+        graph.start("controller", "bitvla_ros.nodes.controller", {"start_timeout": 90.0, **controller})
+        graph.start("policy", "bitvla_ros.nodes.policy", {"synchronised": True, **policy})
+
+    def play(self, task: int, seed: int, time_limit: float = 0.0) -> tuple[np.ndarray, object]:
+        """Reset and carry out the task's instruction: the actions commanded, float32 [T, 7], and the goal's result."""
+        episode = self.graph.call(ResetEpisode, "reset_episode", ResetEpisode.Request(task=task, seed=seed), 60.0)
+        assert episode.success, episode.message
+        self.commands.clear()
+        handle = self.graph.send_goal(episode.instruction, time_limit)
+        assert handle.accepted
+        result = self.graph.outcome(handle, 100.0)
+        played = [command for command in self.commands if command.tick >= episode.tick]
+        assert [command.tick for command in played] == list(range(episode.tick, episode.tick + len(played))), "one command a tick"
+        assert not any(command.hold for command in played)
+        rows = [[*command.offset, command.gripper] for command in played]
+        return np.array(rows, np.float32).reshape(-1, 7), result
+
+
+def assert_equal(actions: np.ndarray, result: object, expected: Rollout) -> None:
+    assert result.outcome == int(expected.outcome), result.reason
+    assert (result.steps, result.chunks) == (expected.steps, expected.chunks)
+    assert actions.shape == expected.actions.shape
+    different = np.flatnonzero((actions.view(np.uint32) != expected.actions.view(np.uint32)).any(axis=1))
+    assert not different.size, f"the actions differ from step {different[0]} on"
+
+
+@pytest.mark.parametrize("suite", ["tabletop_spatial", "tabletop_object", "tabletop_goal"])
+def test_the_expert_through_the_graph_equals_the_expert_in_process(tmp_path: Path, suite: str) -> None:
+    episodes = [(task, 10 + task) for task in range(4)]
+    environment, expert = make(suite, cameras=()), make_expert(suite)
+    with TestGraph(tmp_path) as graph:
+        bench = Bench(graph, suite, (), {"policy": "expert", "suite": suite})
+        successes = 0
+        for task, seed in episodes:
+            expected = rollout(environment, expert, task, seed)
+            actions, result = bench.play(task, seed)
+            assert_equal(actions, result, expected)
+            successes += expected.success
+        assert successes >= 3, "the expert solves its tasks"
+    environment.close()
+
+
+def test_cameras_and_another_replan_interval_change_nothing_in_that(tmp_path: Path) -> None:
+    from bitvla_ros.control.player import PlayerConfig
+    from bitvla_ros.control.session import ControlConfig
+
+    environment = make("tabletop_object", cameras=())
+    expected = rollout(environment, make_expert("tabletop_object"), 2, 3, control=ControlConfig(PlayerConfig(replan_steps=3)))
+    with TestGraph(tmp_path) as graph:
+        bench = Bench(graph, "tabletop_object", ("scene", "wrist"), {"policy": "expert", "suite": "tabletop_object"}, replan_steps=3)
+        assert_equal(*bench.play(2, 3), expected)
+    assert expected.success
+    environment.close()
+
+
+def test_the_network_through_the_graph_equals_the_network_in_process(tmp_path: Path) -> None:
+    """Random weights; images, prompt, network, player and guard on both ways. Equal numbers of threads."""
+    torch = pytest.importorskip("torch")
+    from bitvla_ros.policy.bitvla import BitVLAPolicy
+
+    threads, torch_threads = 2, torch.get_num_threads()
+    steps = 12
+    environment = make("tabletop_object", image_size=128)
+    torch.set_num_threads(threads)
+    try:
+        expected = rollout(environment, BitVLAPolicy.random("nano", seed=0), 0, 0, step_limit=steps)
+    finally:
+        torch.set_num_threads(torch_threads)
+    assert expected.outcome is Outcome.TIME_LIMIT and expected.steps == steps and expected.chunks == 2
+    assert np.unique(expected.actions, axis=0).shape[0] > 8, "the network says something"
+    policy = {"policy": "bitvla", "model": "random:nano", "threads": threads}
+    with TestGraph(tmp_path) as graph:
+        bench = Bench(graph, "tabletop_object", ("scene", "wrist"), policy, image_size=128)
+        assert_equal(*bench.play(0, 0, steps * 0.05), expected)
+    environment.close()
+
+
+@pytest.mark.libero
+def test_the_expert_on_a_libero_task_equals_itself_in_process(tmp_path: Path) -> None:
+    pytest.importorskip("libero", reason="hf-libero is not installed")
+    environment = make("libero_object", cameras=())
+    expected = rollout(environment, make_expert("libero_object"), 0, 0)
+    assert expected.success
+    with TestGraph(tmp_path) as graph:
+        bench = Bench(graph, "libero_object", (), {"policy": "expert", "suite": "libero_object"})
+        assert_equal(*bench.play(0, 0), expected)
+    environment.close()
