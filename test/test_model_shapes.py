@@ -1,0 +1,150 @@
+"""The network in other shapes than the published one, and its presets."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from bitvla_ros.model import BitVLA, BitVLAConfig, LanguageConfig, VisionConfig, build
+from bitvla_ros.model.config import preset
+from bitvla_ros.model.tokenizer import BYTE_TOKENS, byte_tokenizer
+
+ODD = BitVLAConfig(
+    vision=VisionConfig(
+        hidden_size=33, intermediate_size=45, num_hidden_layers=2, num_attention_heads=3, image_size=31, patch_size=7, ternary=True
+    ),
+    language=LanguageConfig(
+        vocab_size=41, hidden_size=42, intermediate_size=55, num_hidden_layers=2, num_attention_heads=3, num_key_value_heads=1
+    ),
+    image_token_id=38,
+    proprio_token_id=39,
+    stop_token_id=40,
+    chunk=5,
+    action_dim=3,
+    proprio_dim=4,
+)
+
+
+def network(config: BitVLAConfig, seed: int = 0) -> BitVLA:
+    model, generator = BitVLA(config), torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name and name.endswith("weight"):
+                parameter.fill_(1.0)
+            else:
+                parameter.normal_(generator=generator).div_(parameter[0].numel() ** 0.5 if parameter.ndim > 1 else 10)
+    return model.eval()
+
+
+def prompt(config: BitVLAConfig, cameras: int, words: int = 9, proprio: bool = True) -> torch.Tensor:
+    images = [config.image_token_id] * (config.vision.num_patches * cameras)
+    return torch.tensor([0, 1, *images, *([config.proprio_token_id] if proprio else []), *range(2, 2 + words)])
+
+
+@pytest.mark.parametrize("cameras", [1, 2, 3])
+@pytest.mark.parametrize("proprio_dim", [4, None])
+@pytest.mark.parametrize("attention", ["bidirectional", "causal"])
+def test_odd_sizes_any_number_of_cameras_with_and_without_proprioception(cameras, proprio_dim, attention):
+    config = replace(ODD, proprio_dim=proprio_dim, attention=attention)
+    model, proprio = network(config), None if proprio_dim is None else torch.randn(proprio_dim)
+    pixels = torch.randn(cameras, 3, 31, 31)
+    prediction = model.predict(pixels, prompt(config, cameras), proprio)
+    assert prediction.action_hidden.shape == (15, 42)
+    assert prediction.normalized_actions.shape == (5, 3)
+    assert bool(prediction.normalized_actions.isfinite().all())
+    other = model.predict(pixels.flip(0) if cameras > 1 else -pixels, prompt(config, cameras), proprio)
+    assert not torch.allclose(prediction.normalized_actions, other.normalized_actions)
+
+
+def test_a_model_without_proprioception_reads_the_token_as_a_word():
+    config = replace(ODD, proprio_dim=None)
+    model, pixels = network(config), torch.randn(1, 3, 31, 31)
+    without = model.predict(pixels, prompt(config, 1), None)
+    with torch.no_grad():
+        model.language.embed_tokens.weight[config.proprio_token_id].neg_()
+    assert not torch.allclose(without.normalized_actions, model.predict(pixels, prompt(config, 1), None).normalized_actions)
+
+
+def test_an_unquantized_vision_tower_has_plain_linear_layers():
+    model = network(replace(ODD, vision=replace(ODD.vision, ternary=False)))
+    assert all(type(layer.mlp.fc1) is torch.nn.Linear for layer in model.vision.layers)
+    assert model.predict(torch.randn(1, 3, 31, 31), prompt(ODD, 1), torch.randn(4)).normalized_actions.shape == (5, 3)
+
+
+def test_a_causal_prompt_does_not_see_what_follows_it():
+    config = replace(ODD, attention="causal", activation_bits=None)
+    model, pixels, ids = network(config), torch.randn(1, 3, 31, 31), prompt(ODD, 1)
+    first = model.predict(pixels, ids, torch.zeros(4)).action_hidden[0]
+    with torch.no_grad():
+        model.language.embed_tokens.weight[config.stop_token_id].neg_()
+    assert torch.equal(first, model.predict(pixels, ids, torch.zeros(4)).action_hidden[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p, i, s: (torch.zeros(1, 3, 28, 28), i, s), r"expected \[cameras, 3, 31, 31\]"),
+        (lambda p, i, s: (p.expand(2, -1, -1, -1), i, s), "expected 32 in each"),
+        (lambda p, i, s: (p, i[i != ODD.proprio_token_id], s), r"\[0\] proprioception tokens"),
+        (lambda p, i, s: (p, i, None), "proprio is missing"),
+        (lambda p, i, s: (p, i, torch.zeros(8)), r"expected \[4\]"),
+    ],
+)
+def test_wrong_inputs_are_refused_with_what_was_expected(change, message):
+    inputs = (torch.randn(1, 3, 31, 31), prompt(ODD, 1), torch.zeros(4))
+    with pytest.raises(ValueError, match=message):
+        network(ODD).predict(*change(*inputs))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"attention": "sideways"}, {"activation_bits": 4}, {"chunk": 0}, {"image_token_id": 41}, {"control_hz": -1.0}],
+)
+def test_impossible_configurations_are_refused(wrong):
+    with pytest.raises(ValueError):
+        replace(ODD, **wrong)
+
+
+def test_the_published_size_has_the_published_number_of_parameters():
+    with torch.device("meta"):
+        model = BitVLA(preset("3b"))
+    ternary = [m.weight for m in model.modules() if type(m).__name__ == "TernaryLinear"]
+    assert len(ternary) == 366
+    assert sum(w.numel() for w in ternary) == 2_479_890_432
+    total = sum(p.numel() for p in model.parameters())
+    assert total - 2_479_890_432 - model.language.embed_tokens.weight.numel() == 76_941_479
+    assert model.language.embed_tokens.weight.numel() == 328_355_840
+
+
+def test_nano_acts_from_its_own_tokenizer_and_is_reproducible():
+    model, again, other = build("nano", seed=1), build("nano", seed=1), build("nano", seed=2)
+    assert model.model_hash == again.model_hash != other.model_hash
+    assert build("nano", seed=1, activation_bits=None).model_hash != model.model_hash
+    tokenizer = byte_tokenizer()
+    content = "<|image_pad|><|image_pad|><proprio_pad>What action should the robot take to wait?"
+    text = tokenizer.apply_chat_template([{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True)
+    ids = tokenizer(text.replace("<|image_pad|>", "<|image_pad|>" * model.config.vision.num_patches), return_tensors="pt").input_ids[0]
+    inputs = torch.randn(2, 3, 112, 112), ids, torch.zeros(8)
+    prediction = model.predict(*inputs)
+    assert torch.equal(prediction.normalized_actions, again.predict(*inputs).normalized_actions)
+    assert torch.equal(prediction.normalized_actions, model.freeze().predict(*inputs).normalized_actions)
+    assert prediction.normalized_actions.shape == (8, 7)
+
+
+def test_byte_tokenizer_has_the_ids_and_the_prompt_of_the_reference():
+    tokenizer = byte_tokenizer()
+    assert len(tokenizer) == len(BYTE_TOKENS) == 514
+    assert tokenizer.convert_tokens_to_ids(["<|image_pad|>", "<proprio_pad>", "<action_0>"]) == [260, 261, 262]
+    assert tokenizer("hé\n<|eot_id|>").input_ids == [256, *"hé\n".encode(), 259]
+    assert tokenizer.decode([*"hé ".encode()]) == "hé "
+    text = tokenizer.apply_chat_template([{"role": "user", "content": " x "}], tokenize=False, add_generation_prompt=True)
+    assert text.startswith("System: A chat between") and text.endswith("<|eot_id|>User: x<|eot_id|>Assistant: ")
+
+
+def test_unknown_preset_and_dtype_are_refused():
+    with pytest.raises(ValueError, match="3b or nano"):
+        build("7b")
+    with pytest.raises(ValueError, match="float32 or"):
+        build("nano", dtype=torch.float16)
