@@ -121,10 +121,17 @@ class BitVLA(nn.Module):
 
     def freeze(self) -> BitVLA:
         """Quantize every ternary weight once and for all: faster, the same numbers, no further training. Returns the model."""
-        for module in self.modules():
-            if isinstance(module, TernaryLinear):
-                module.freeze()
+        for layer in self._ternary_layers():
+            layer.freeze()
         return self.eval().requires_grad_(False)
+
+    def train(self, mode: bool = True) -> BitVLA:
+        if mode and any(layer.weight is None for layer in self._ternary_layers()):
+            raise RuntimeError("a frozen model has no master weights left to train: load the checkpoint again")
+        return super().train(mode)
+
+    def _ternary_layers(self) -> list[TernaryLinear]:
+        return [module for module in self.modules() if isinstance(module, TernaryLinear)]
 
     def _check_inputs(self, pixel_values: Tensor, input_ids: Tensor, proprio: Tensor | None) -> None:
         if self.action_head is None:

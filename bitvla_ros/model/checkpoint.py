@@ -235,6 +235,8 @@ def _parse_config(
 
     ids = _special_ids(path, text["vocab_size"])
     head_out, proprio_in = tensors.get("action_head.fc2.weight"), tensors.get("proprio_projector.fc1.weight")
+    if head_out is None and proprio_in is not None:
+        raise CheckpointError(f"{path} has a proprio projector and no action head: its action_head--*_checkpoint.pt is missing")
     return BitVLAConfig(
         vision=VisionConfig(**_known(VisionConfig, vision), ternary=bits == (1, 8)),
         language=LanguageConfig(**_known(LanguageConfig, text)),
