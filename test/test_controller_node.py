@@ -188,7 +188,8 @@ def test_without_a_policy_a_goal_says_what_to_start(tmp_path) -> None:
 def test_realtime(tmp_path) -> None:
     """One graph for what takes real seconds: a task succeeds, a cancel ramps down, a stopped policy stops the arm, an end holds."""
     with TestGraph(tmp_path) as graph:
-        world = World(graph, "realtime")
+        # A long grace: on a machine that runs other things the 60 ms lease of a policy that is well runs out now and then.
+        world = World(graph, "realtime", **{"limits.liveliness_grace": 0.5})
         handle = world.begin()
         assert not world.tasks[-1].lockstep and world.commands[-1].tick == 0
         answer = graph.result(handle.cancel_goal_async(), "answer to the cancel")

@@ -135,8 +135,7 @@ def test_a_hold_moves_nothing_whatever_its_offset(tmp_path):
         simulation.whole()
         environment = make(SUITE, cameras=())
         environment.reset(0, 0)
-        held = np.zeros(7, np.float32)
-        held[6] = 1
+        held = np.array([0, 0, 0, 1e-9, 0, 0, 1], np.float32)  # see _HOLD
         simulation.answer(np.ones(7, np.float32), hold=True)
         expected = environment.step(held)
         assert pose_from_msg(simulation.poses[-1])[0].tobytes() == expected.position.tobytes()

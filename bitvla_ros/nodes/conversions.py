@@ -15,8 +15,9 @@ from numpy.typing import ArrayLike, NDArray
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import Header
 
+from bitvla_ros.control.command import Command
 from bitvla_ros.msg import ActionChunk as ActionChunkMsg
-from bitvla_ros.msg import SimulationState
+from bitvla_ros.msg import EndEffectorCommand, SimulationState
 from bitvla_ros.policy.chunk import OSC_POSE, ActionChunk, Latency
 from bitvla_ros.policy.observation import Privileged
 
@@ -198,6 +199,21 @@ def chunk_from_msg(message: ActionChunkMsg) -> ActionChunk:
         instruction=message.instruction,
         model_hash=message.model_hash,
         latency=Latency(*(duration_to_ns(part) / SECOND for part in latency)),
+    )
+
+
+# ---- commands
+
+
+def command_to_msg(command: Command, stamp: int, frame: str, tick: int = 0) -> EndEffectorCommand:
+    """stamp: nanoseconds. tick: in lockstep, the one that the command answers."""
+    return EndEffectorCommand(
+        header=_header(stamp, frame),
+        tick=tick,
+        epoch=command.epoch,
+        hold=command.hold,
+        offset=np.array(command.action[:6], np.float32),
+        gripper=float(command.action[6]),
     )
 
 

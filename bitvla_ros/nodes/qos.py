@@ -22,6 +22,15 @@ LATCHED = QoSProfile(
     durability=QoSDurabilityPolicy.TRANSIENT_LOCAL,
 )
 
+# What a simulator in lockstep publishes of a tick. Readers look at the last value (LATCHED), but the history lets a sample that was
+# lost on the way be sent again after the next was written: recorders miss nothing.
+TICK = QoSProfile(
+    history=QoSHistoryPolicy.KEEP_LAST,
+    depth=20,
+    reliability=QoSReliabilityPolicy.RELIABLE,
+    durability=QoSDurabilityPolicy.TRANSIENT_LOCAL,
+)
+
 # No lifespan: the player refuses by age and epoch. A publisher that died or hangs is noticed within the lease.
 LIVELINESS_LEASE = Duration(nanoseconds=60_000_000)
 CHUNK = QoSProfile(

@@ -24,7 +24,7 @@ from .conversions import image_to_msg, joint_state_to_msg, ns_to_stamp, pose_to_
 from .diagnostics import OK, WARN, Status
 from .lifecycle import ManagedNode, run
 from .parameters import Parameter
-from .qos import COMMAND, LATCHED, state_qos
+from .qos import COMMAND, LATCHED, SENSOR, TICK
 
 PARAMETERS = (
     Parameter("suite", "tabletop_object", "Suite of tasks", choices=SUITES),
@@ -34,6 +34,9 @@ PARAMETERS = (
     Parameter("cameras", ("scene", "wrist"), "Cameras to render, by role; [''] renders none"),
     Parameter("image_size", 256, "Edge of the square images", unit="pixels", minimum=8, maximum=2048),
 )
+
+# An OSC controller makes the measured pose its goal, but robosuite's keeps its old orientation where the rotation is exactly 0.
+_HOLD = np.array([0, 0, 0, 1e-9, 0, 0, 0], np.float32)
 
 _PATIENCE = 2  # control steps for which realtime repeats a command that has no successor
 
@@ -60,11 +63,11 @@ class SimulationNode(ManagedNode):
         self._unrefreshed = 0  # steps since the last command came
         self._ignored = 0
         self._begin(p.task, p.seed)
-        qos = state_qos(self._lockstep)
+        qos = TICK if self._lockstep else SENSOR
         self._images = {role: self.create_publisher(Image, f"camera/{role}/image_raw", qos) for role in cameras}
         self._joints = self.create_publisher(JointState, "joint_states", qos)
         self._pose = self.create_publisher(PoseStamped, "end_effector_pose", qos)
-        self._state = self.create_publisher(SimulationState, "simulation_state", LATCHED)
+        self._state = self.create_publisher(SimulationState, "simulation_state", TICK if self._lockstep else LATCHED)
         self._time = self.create_publisher(Clock, "/clock", LATCHED) if self._lockstep else None
 
     def activate(self) -> None:
@@ -155,7 +158,7 @@ class SimulationNode(ManagedNode):
         self._play(self._command, self._next_stamp())
 
     def _play(self, command: EndEffectorCommand | None, stamp: int) -> None:
-        action = np.zeros(7, np.float32)
+        action = _HOLD.copy()
         action[6] = self._gripper
         if command is not None:
             action[6] = command.gripper
