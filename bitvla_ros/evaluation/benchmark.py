@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 import resource
 import sys
@@ -32,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--preset", choices=("nano", "3b"), default="nano", help="sizes, with random weights (default: %(default)s)")
     what.add_argument("--model", help="a checkpoint's folder or hub id, instead of a preset")
+    parser.add_argument("--norm-key", help="which of the checkpoint's statistics to use, where it has several")
     parser.add_argument("--chunks", type=_positive, default=30, help="chunks to time, after --warmup more (default: %(default)s)")
     parser.add_argument("--warmup", type=_positive, default=3, help="chunks that do not count (default: %(default)s)")
     parser.add_argument("--threads", type=_positive, help="threads of torch (default: torch's own choice)")
@@ -39,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the policy node, which shares its cores with others; before torch
     import torch
 
     from ..policy.bitvla import BitVLAPolicy
@@ -46,7 +49,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     print(f"loading {arguments.model or arguments.preset}", file=sys.stderr)
-    policy = BitVLAPolicy.load(arguments.model) if arguments.model else BitVLAPolicy.random(arguments.preset)
+    if arguments.model:  # nothing is played here: the rate does not matter
+        policy = BitVLAPolicy.load(arguments.model, control_hz=20.0, norm_key=arguments.norm_key)
+    else:
+        policy = BitVLAPolicy.random(arguments.preset)
     observation = _observation(policy.spec.cameras, arguments.image_size)
     for _ in range(arguments.warmup):
         policy.infer(observation)

@@ -20,7 +20,7 @@ EXAMPLES = """\
   bitvla demo                                        the expert, then BitVLA, on a task of tabletop_object
   bitvla demo --policy expert --task 2 --seed 7      one episode, another task
   bitvla demo --mode realtime                        time runs on, as on a robot
-  bitvla demo --model PATH_OR_HUB_ID                 BitVLA from a checkpoint
+  bitvla demo --model PATH_OR_HUB_ID --control-hz 20 BitVLA from a checkpoint
   bitvla demo --json > demo.json                     the figures as JSON"""
 
 CAMERAS = ("scene", "wrist")
@@ -43,6 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--policy", choices=POLICIES, action="append", help="run only this one; may be repeated (default: both)")
     parser.add_argument(
         "--model", default="nano", help="BitVLA: a preset with random weights (nano), a checkpoint or a hub id (default: %(default)s)"
+    )
+    parser.add_argument("--norm-key", help="which of the checkpoint's statistics to use, where it has several")
+    parser.add_argument(
+        "--control-hz", type=float, help="rate that the checkpoint's actions are meant for, where it does not say (LIBERO: 20)"
     )
     parser.add_argument("--steps", type=_natural, help="stop an episode after so many control steps (default: the suite's limit)")
     parser.add_argument("--output", type=Path, default=Path("outputs/demo"), help="folder of videos and logs (default: %(default)s)")
@@ -114,15 +118,14 @@ def controller_parameters(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def policy_parameters(policy: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    from ..simulation.scene import FINGER_JOINTS
-
     lockstep = arguments.mode == "lockstep"
     common = {"policy": policy, "synchronised": lockstep, "use_sim_time": lockstep}
-    if arguments.suite.startswith("tabletop"):
-        common["gripper_joints"] = FINGER_JOINTS
     if policy == "expert":
         return {**common, "suite": arguments.suite}
-    return {**common, "model": f"random:{arguments.model}" if arguments.model in PRESETS else arguments.model, "cameras": CAMERAS}
+    if arguments.model in PRESETS:
+        return {**common, "model": f"random:{arguments.model}"}
+    given = {"control_hz": arguments.control_hz, "norm_key": arguments.norm_key}  # never a guess: the checkpoint's own where not given
+    return {**common, "model": arguments.model, **{name: value for name, value in given.items() if value is not None}}
 
 
 def policy_label(policy: str, model: str) -> str:
