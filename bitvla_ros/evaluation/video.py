@@ -144,40 +144,31 @@ def write_video(path: Path | str, caption: Caption, moments: Sequence[Moment], *
 
 
 def poster(
-    path: Path | str,
-    episodes: Sequence[tuple[Caption, Sequence[Moment]]],
-    *,
-    columns: int = 6,
-    role: str = "scene",
-    tile: int = 220,
-    fps: float = 20.0,
+    path: Path | str, episodes: Sequence[tuple[Caption, Sequence[Moment]]], *, columns: int = 6, tile: int = 200, fps: float = 20.0
 ) -> None:
-    """A film strip as a PNG: a row an episode, evenly spaced moments of the camera `role`, the next camera inset, the outcome last."""
+    """A film strip as a PNG: evenly spaced moments of each episode, a row for each of its first two cameras, the outcome on the last."""
     if not episodes or not all(moments for _, moments in episodes):
         raise VideoError("a poster needs at least one moment of every episode")
-    margin, gap, head = 16, 8, 50
-    width = 2 * margin + columns * tile + (columns - 1) * gap
-    row = head + tile + 14
-    canvas = Image.new("RGB", (width, margin + len(episodes) * row), BACKGROUND)
+    margin, gap, head, foot = 16, 8, 42, 18
+    width = 2 * margin + columns * (tile + gap) - gap
+    rows = [min(2, len(moments[0].images)) for _, moments in episodes]
+    canvas = Image.new("RGB", (width, margin + sum(head + count * (tile + gap) - gap + foot for count in rows)), BACKGROUND)
     draw = ImageDraw.Draw(canvas, "RGBA")
-    for number, (caption, moments) in enumerate(episodes):
-        top = margin + number * row
-        draw.text((margin, top + 17), f"“{caption.instruction}”", TEXT, _font(23), anchor="lm")
+    top = margin
+    for (caption, moments), count in zip(episodes, rows, strict=True):
+        room = width - 2 * margin - 24 - draw.textlength(caption.policy, _font(19))
+        draw.text((margin, top + 17), _shorten(draw, f"“{caption.instruction}”", 23, room), TEXT, _font(23), anchor="lm")
         draw.text((width - margin, top + 17), caption.policy, MUTED, _font(19), anchor="rm")
+        top += head
         for column, at in enumerate(np.linspace(0, len(moments) - 1, columns).round().astype(int)):
-            moment = moments[at]
-            corner = (margin + column * (tile + gap), top + head - 8)
-            canvas.paste(_tile(moment.images[role], tile), corner, _rounded(tile, 8))
-            other = next((pixels for name, pixels in moment.images.items() if name != role), None)
-            if other is not None:
-                inset = tile * 3 // 8
-                at_inset = (corner[0] + 6, corner[1] + tile - inset - 6)
-                draw.rounded_rectangle((at_inset[0] - 2, at_inset[1] - 2, at_inset[0] + inset + 1, at_inset[1] + inset + 1), 8, BACKGROUND)
-                canvas.paste(_tile(other, inset), at_inset, _rounded(inset, 6))
-            last = column == columns - 1 and moment.outcome
-            colour = GOOD if moment.success else WARN
-            label = _shorten(draw, moment.outcome, 15, tile - 36) if last else f"{moment.step / fps:.1f} s"
-            _tag(draw, (corner[0] + 8, corner[1] + 8), label, colour if last else None)
+            moment, left = moments[at], margin + column * (tile + gap)
+            for row, pixels in enumerate(list(moment.images.values())[:count]):
+                canvas.paste(_tile(pixels, tile), (left, top + row * (tile + gap)), _rounded(tile, 8))
+            if column == columns - 1 and moment.outcome:
+                _tag(draw, (left + 8, top + 8), _shorten(draw, moment.outcome, 15, tile - 32), GOOD if moment.success else WARN)
+            else:
+                _tag(draw, (left + 8, top + 8), f"{moment.step / fps:.1f} s")
+        top += count * (tile + gap) - gap + foot
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.stem}.partial{os.getpid()}.png")
