@@ -25,6 +25,7 @@ from lifecycle_msgs.srv import ChangeState, GetState
 from rcl_interfaces.srv import SetParameters
 from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.parameter import Parameter as RosParameter
+from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import String
 
@@ -67,7 +68,7 @@ class Robot:
         self.graph, self.cameras, self.compressed = graph, cameras, compressed
         node, qos, prefix = graph.node, state_qos(synchronised), f"/{namespace}/" if namespace else "/"
         self.name = f"{prefix}policy"
-        self.chunks = graph.collect(ActionChunkMsg, f"{prefix}action_chunk", CHUNK)
+        self.chunks = graph.collect(ActionChunkMsg, f"{prefix}action_chunk", QoSProfile(depth=100))  # all of them, not the newest
         self._diagnostics = graph.collect(DiagnosticArray, "/diagnostics", 100)
         kind, suffix = (CompressedImage, "/compressed") if compressed else (Image, "")
         self.images = {role: node.create_publisher(kind, f"{prefix}camera/{role}/image_raw{suffix}", qos) for role in cameras}
@@ -332,7 +333,7 @@ def _backward(robot: Robot) -> None:
 
 
 def _future(robot: Robot) -> None:
-    robot.feed(robot.now() + 10_000 * MS)
+    robot.feed(robot.now() + 1_000_000 * MS)
 
 
 def _silence(robot: Robot) -> None:
@@ -551,6 +552,21 @@ def test_chunk_of_a_cancelled_task_is_not_published(tmp_path) -> None:
         robot.task("next")
         robot.answer()
         assert cancelled not in {chunk.epoch for chunk in robot.chunks}
+
+
+def test_lockstep_never_mixes_ticks(tmp_path) -> None:
+    seen = []
+    with TestGraph(tmp_path) as graph, in_process(graph, Scripted(seen.append), synchronised=True):
+        robot = Robot(graph, synchronised=True)
+        graph.wait(lambda: graph.node.count_subscribers("/joint_states"), "subscription")
+        origin = 100 * STEP
+        robot.task(lockstep=True, since=origin)
+        for tick in (0, 1):  # the next tick's joints come before this tick's pose
+            robot.feed_joints(origin + tick * STEP, (0.01 + 0.01 * tick, 0.0))
+            graph.spin(0.1)
+        robot.feed_pose(origin)
+        graph.wait(lambda: robot.chunks, "chunk")
+        assert seen[0].state[6] == 0.01
 
 
 def test_pose_comes_from_tf_at_the_joints_time(tmp_path) -> None:

@@ -193,7 +193,7 @@ class PolicyNode(ManagedNode):
             return
         try:
             observation = self._inputs.decode(observation)
-            self._gate.check(observation, now, not_before=schedule.since)
+            self._gate.check(observation, now)
         except Refused as refusal:
             self._refuse(refusal, tuple(observation.stamps.values()))
             if refusal.reason is Reason.FUTURE:
