@@ -145,7 +145,7 @@ def test_shards_and_single_file_are_the_same_model(checkpoint):
     assert sharded.model_hash == single.model_hash
     assert torch.equal(act(sharded), act(single))
     (checkpoint / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="model-00002-of-00002.safetensors is missing"):
+    with pytest.raises(CheckpointError, match=r"model-00002-of-00002\.safetensors is missing"):
         load_checkpoint(checkpoint)
 
 
@@ -277,7 +277,7 @@ def test_hub_id_is_downloaded(checkpoint, monkeypatch):
         raise OSError("no network")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
-    with pytest.raises(CheckpointError, match="could not be downloaded.*no network"):
+    with pytest.raises(CheckpointError, match=r"could not be downloaded.*no network"):
         load_checkpoint("owner/model")
 
 
