@@ -1,0 +1,72 @@
+"""What the launch files start, computed where it can be tested: `launch` comes only with a ROS installation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from bitvla_ros.simulation import LIBERO_SUITES, TABLETOP_SUITES
+
+
+@dataclass(frozen=True)
+class Argument:
+    """A launch argument; all are text."""
+
+    name: str
+    default: str
+    description: str
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class NodeSpec:
+    """A node to start. configs: files in config/, later ones win; parameters win over all."""
+
+    executable: str
+    name: str
+    configs: tuple[str, ...]
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+_COMMON = (
+    Argument("mode", "lockstep", "lockstep: reproducible, a tick waits for its command; realtime: time runs on", ("lockstep", "realtime")),
+    Argument("task", "0", "task of the first episode, by its index in the suite"),
+    Argument("seed", "0", "seed of the first episode's initial state"),
+    Argument("model", "", "bitvla: directory or hub id of a checkpoint, or random:nano; replay: the recording"),
+    Argument("norm_key", "", "bitvla: which of the checkpoint's statistics; empty where it has only one"),
+)
+
+TABLETOP = (
+    Argument("suite", "tabletop_object", "suite of tasks", TABLETOP_SUITES),
+    Argument("policy", "expert", "what infers", ("expert", "bitvla", "replay")),
+    *_COMMON,
+    Argument("control_hz", "0.0", "bitvla: rate the checkpoint was trained at; 0: as it says itself"),
+)
+
+LIBERO = (
+    Argument("suite", "libero_object", "suite of tasks", LIBERO_SUITES),
+    Argument("policy", "bitvla", "what infers", ("bitvla", "expert", "replay")),
+    *_COMMON,
+    Argument("control_hz", "20.0", "bitvla: rate the checkpoint was trained at; LIBERO's is 20"),
+)
+
+# Fast DDS's default transports lose most images beyond 256x256 on their way between processes.
+ENVIRONMENT = {"FASTDDS_BUILTIN_TRANSPORTS": "LARGE_DATA"}
+
+
+def simulation_graph(arguments: Mapping[str, str], config: str) -> tuple[NodeSpec, ...]:
+    """Simulator, controller and policy for the values of the arguments. config: the launch file's own file in config/."""
+    lockstep = arguments["mode"] == "lockstep"
+    checkpoint = arguments["policy"] == "bitvla" and not arguments["model"].startswith("random:")
+    policy: dict[str, Any] = {"policy": arguments["policy"], "model": arguments["model"], "suite": arguments["suite"]}
+    policy |= {"synchronised": lockstep, "use_sim_time": lockstep}
+    if checkpoint:
+        policy |= {"control_hz": float(arguments["control_hz"]), "norm_key": arguments["norm_key"]}
+        policy["jpeg"] = arguments["suite"] in LIBERO_SUITES  # its datasets went through JPEG, and so did training
+    simulation = {name: arguments[name] for name in ("suite", "mode")} | {name: int(arguments[name]) for name in ("task", "seed")}
+    return (
+        NodeSpec("simulation_node", "simulation", ("simulation.yaml", config), simulation),
+        NodeSpec("controller_node", "controller", ("controller.yaml", config), {"use_sim_time": lockstep}),
+        NodeSpec("policy_node", "policy", ("policy.yaml", config), policy),
+    )

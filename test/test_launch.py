@@ -1,0 +1,109 @@
+"""The launch files, as far as they can be checked without `launch`, which only a ROS installation brings."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+pytest.importorskip("rclpy", reason="rclpy is not installed: pip install '.[ros]'")
+
+from bitvla_ros.nodes import control_parameters, launching, policy, simulation
+from bitvla_ros.nodes.launching import LIBERO, TABLETOP, simulation_graph
+from bitvla_ros.nodes.lifecycle import AUTOSTART
+from bitvla_ros.nodes.parameters import Parameter
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+TABLES: dict[str, tuple[Parameter, ...]] = {
+    "simulation": (AUTOSTART, *simulation.PARAMETERS),
+    "controller": (AUTOSTART, *control_parameters.PARAMETERS),
+    "policy": (AUTOSTART, *policy.PARAMETERS),
+}
+FILES = {"tabletop": TABLETOP, "libero_sim": LIBERO}
+
+
+def defaults(arguments) -> dict[str, str]:
+    return {argument.name: argument.default for argument in arguments}
+
+
+def check(parameter: Parameter, value: object) -> None:
+    assert type(value) is (list if isinstance(parameter.default, tuple) else type(parameter.default)), parameter.name
+    assert parameter.problem(tuple(value) if isinstance(value, list) else value) is None
+    if parameter.minimum is not None:
+        assert parameter.minimum <= value <= parameter.maximum
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_launch_file_compiles_and_imports_what_there_is(name: str) -> None:
+    tree = ast.parse((REPOSITORY / "launch" / f"{name}.launch.py").read_text())
+    functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    assert "generate_launch_description" in functions
+    ours = [node for node in tree.body if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("bitvla_ros")]
+    assert [node.module for node in ours] == ["bitvla_ros.nodes.launching"]
+    assert all(hasattr(launching, alias.name) for node in ours for alias in node.names)
+    assert f'"{name}.yaml"' in ast.get_source_segment((REPOSITORY / "launch" / f"{name}.launch.py").read_text(), tree.body[-2])
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("choice", [{}, {"mode": "realtime"}, {"policy": "expert"}, {"policy": "bitvla", "model": "random:nano"}])
+def test_every_executable_file_and_parameter_that_is_named_exists(name: str, choice: dict) -> None:
+    executables = (REPOSITORY / "CMakeLists.txt").read_text()
+    nodes = simulation_graph({**defaults(FILES[name]), **choice}, f"{name}.yaml")
+    assert [node.name for node in nodes] == ["simulation", "controller", "policy"]
+    for node in nodes:
+        assert re.search(rf"bitvla_executable\({node.executable} ", executables)
+        for config in node.configs:
+            assert (REPOSITORY / "config" / config).is_file()
+        table = {parameter.name: parameter for parameter in TABLES[node.name]}
+        for parameter, value in node.parameters.items():
+            if parameter != "use_sim_time":
+                check(table[parameter], value)
+
+
+def test_lockstep_synchronises_the_inputs_and_realtime_does_not() -> None:
+    for mode in ("lockstep", "realtime"):
+        simulation_, controller, policy_ = simulation_graph({**defaults(TABLETOP), "mode": mode}, "tabletop.yaml")
+        assert simulation_.parameters["mode"] == mode
+        assert policy_.parameters["synchronised"] == policy_.parameters["use_sim_time"] == (mode == "lockstep")
+        assert controller.parameters["use_sim_time"] == (mode == "lockstep")
+
+
+def test_random_weights_are_told_nothing_of_a_dataset() -> None:
+    policy_ = simulation_graph({**defaults(LIBERO), "model": "random:nano"}, "libero_sim.yaml")[2].parameters
+    assert not {"jpeg", "norm_key", "control_hz"} & set(policy_)
+    policy_ = simulation_graph({**defaults(LIBERO), "model": "somewhere"}, "libero_sim.yaml")[2].parameters
+    assert policy_["jpeg"] and policy_["control_hz"] == 20.0
+
+
+@pytest.mark.parametrize("name", ["simulation", "controller"])
+def test_a_nodes_parameter_file_shows_every_default(name: str) -> None:
+    shown = yaml.safe_load((REPOSITORY / "config" / f"{name}.yaml").read_text())["/**"]["ros__parameters"]
+    assert shown == {p.name: list(p.default) if isinstance(p.default, tuple) else p.default for p in TABLES[name]}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_simulators_parameter_file_names_parameters_that_exist(name: str) -> None:
+    content = yaml.safe_load((REPOSITORY / "config" / f"{name}.yaml").read_text())
+    assert set(content) == {f"/**/{node}" for node in TABLES}
+    for node, table in TABLES.items():
+        known = {parameter.name: parameter for parameter in table}
+        for parameter, value in content[f"/**/{node}"]["ros__parameters"].items():
+            check(known[parameter], value)
+
+
+@pytest.mark.ros
+def test_a_node_takes_its_files_in_the_order_of_the_launch_file(tmp_path: Path) -> None:
+    from graph import TestGraph
+    from rcl_interfaces.srv import GetParameters
+
+    spec = simulation_graph(defaults(TABLETOP), "tabletop.yaml")[1]
+    files = [argument for config in spec.configs for argument in ("--params-file", str(REPOSITORY / "config" / config))]
+    with TestGraph(tmp_path) as graph:
+        graph.start("controller", "bitvla_ros.nodes.controller", spec.parameters, "--ros-args", *files)
+        names = ["limits.workspace_max", "use_sim_time", "limits.speed"]
+        found = graph.call(GetParameters, "controller/get_parameters", GetParameters.Request(names=names)).values
+        assert list(found[0].double_array_value) == [1.0, 1.0, 1.5]
+        assert found[1].bool_value and found[2].double_value == 0.5
