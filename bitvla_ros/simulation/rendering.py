@@ -84,14 +84,19 @@ class Renderer:
             strength = 0.45 * np.exp(-height / 0.15)
             for scale, share in ((1.3, 0.15), (1.2, 0.2), (1.1, 0.25), (1.0, 0.3)):
                 spread = scale * radius * (1.0 + height)
+                geom = self._scene.geoms[self._scene.ngeom]
                 mujoco.mjv_initGeom(
-                    self._scene.geoms[self._scene.ngeom],
+                    geom,
                     mujoco.mjtGeom.mjGEOM_CYLINDER,
                     np.array([spread, 2e-4, 0.0]),
                     np.array([x - 0.3 * height, y - 0.25 * height, 5e-4 + 2e-4 * scale]),
                     np.eye(3).ravel(),
                     np.array([0.05, 0.04, 0.03, share * strength], np.float32),
                 )
+                # mjv_initGeom leaves these as memory was, and the order in which transparent things are drawn depends on them.
+                geom.category, geom.objtype = mujoco.mjtCatBit.mjCAT_DYNAMIC, mujoco.mjtObj.mjOBJ_UNKNOWN
+                geom.objid = geom.segid = -1
+                geom.camdist = 0.0
                 self._scene.ngeom += 1
 
     def close(self) -> None:
