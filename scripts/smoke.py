@@ -23,8 +23,6 @@ def check(condition: object, complaint: str) -> None:
 
 
 def check_interfaces(prefix: Path) -> None:
-    from ament_index_python import get_package_prefix, get_package_share_directory
-
     import bitvla_ros.action
     import bitvla_ros.msg
     import bitvla_ros.policy.chunk
@@ -39,8 +37,8 @@ def check_interfaces(prefix: Path) -> None:
     ):
         for name in names:
             check(hasattr(module, name), f"{module.__name__} has no {name}")
-    check(Path(get_package_prefix("bitvla_ros")).resolve() == prefix, "the ament index knows another bitvla_ros")
-    share = Path(get_package_share_directory("bitvla_ros"))
+    share = prefix / "share" / "bitvla_ros"
+    check((prefix / "share/ament_index/resource_index/packages/bitvla_ros").is_file(), f"{prefix} has no bitvla_ros in its ament index")
     for folder, pattern in (("launch", "*.launch.py"), ("config", "*.yaml")):
         check(any((share / folder).glob(pattern)), f"{share / folder} holds no {pattern}")
 

@@ -8,7 +8,7 @@ export VIRTUAL_ENV=$PWD/.venv-$release
 export PATH=$VIRTUAL_ENV/bin:$PATH
 constraints=$PWD/constraints.txt
 if [ "$release" = jazzy ]; then constraints=$VIRTUAL_ENV/constraints.txt; fi
-export PIP_BUILD_CONSTRAINT=$constraints PIP_DISABLE_PIP_VERSION_CHECK=1
+export PIP_DISABLE_PIP_VERSION_CHECK=1
 export ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST ROS_PYTHON_CHECK_FIELDS=1
 unset AMENT_PREFIX_PATH CMAKE_PREFIX_PATH PYTHONPATH COLCON_PREFIX_PATH
 
@@ -28,7 +28,7 @@ say "$release: pip install"
 if [ "$release" = jazzy ]; then
   python -m pip install --quiet --constraint "$constraints" --no-build-isolation "$source[sim]"
 else
-  python -m pip install --quiet --constraint "$constraints" "$source[ros,sim]"
+  python -m pip install --quiet --constraint "$constraints" --build-constraint "$constraints" "$source[ros,sim]"
 fi
 python "$source/scripts/smoke.py" "$VIRTUAL_ENV"
 python -m pip uninstall --quiet --yes bitvla_ros
