@@ -28,6 +28,7 @@ class TestGraph(Graph):
     def __init__(self, logs: Path) -> None:
         super().__init__(logs)
         self.expected_dead: set[str] = set()
+        self._clients: dict[str, Any] = {}
 
     def __enter__(self) -> TestGraph:
         super().__enter__()
