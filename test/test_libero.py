@@ -116,6 +116,19 @@ def test_action_moves_the_hand_along_its_axis(blind: LiberoEnvironment) -> None:
     assert end.gripper[0] < start.gripper[0] / 2  # +1 closes
 
 
+def test_a_hold_stops_a_turning_hand(blind: LiberoEnvironment) -> None:
+    def angle(a: Snapshot, b: Snapshot) -> float:
+        return 2 * float(np.arccos(min(1.0, abs(float(a.orientation @ b.orientation)))))
+
+    blind.reset(0, 0)
+    for _ in range(8):
+        turning = blind.step(np.array([0, 0, 0, 0, 0, 1, -1], np.float32))
+    hold = np.array([0, 0, 0, 0, 0, 0, -1], np.float32)
+    stopped = [blind.step(hold) for _ in range(10)]
+    assert angle(turning, stopped[-1]) < 0.15  # it coasts; towards the goal of the last turn it would be 0.4 rad
+    assert angle(stopped[-2], stopped[-1]) < 0.003
+
+
 @pytest.mark.parametrize("action", [np.zeros(6, np.float32), np.array([0, 0, np.nan, 0, 0, 0, 1], np.float32)])
 def test_malformed_action_is_refused(blind: LiberoEnvironment, action: np.ndarray) -> None:
     blind.reset(0, 0)

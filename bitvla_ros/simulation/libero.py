@@ -121,6 +121,9 @@ class LiberoEnvironment:
         action = np.asarray(action, np.float64)
         if action.shape != (7,) or not np.isfinite(action).all():
             raise ValueError(f"action is {action}: expected 7 finite numbers")
+        if not action[:6].any():
+            # A hold. Where the rotation is exactly zero, OSC_POSE keeps its last orientation goal and goes on turning towards it.
+            action = np.array([0, 0, 0, 0, 0, 1e-9, action[6]])
         observation, *_ = self._env.step(action)
         return self._snapshot(observation)
 
