@@ -206,7 +206,8 @@ def test_chunk_bears_the_observations_time_and_the_tasks_epoch(state) -> None:
 
 
 def test_nothing_is_inferred_after_the_task_is_over(state) -> None:
-    state.task(active=False)
+    state.answer()
+    state.publish_task("lift the block", False, False, 0, 0)
 
     def over() -> bool:
         state.feed()

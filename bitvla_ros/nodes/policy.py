@@ -137,12 +137,12 @@ class PolicyNode(ManagedNode):
 
     def _set(self, schedule: Schedule) -> None:
         with self._wake:
-            old = self._schedule
-            if old is not None and (old.epoch, old.instruction) == (schedule.epoch, schedule.instruction):
-                schedule.last = old.last
+            if self._schedule is not None and self._schedule.key == schedule.key:
+                self._schedule.active = schedule.active
+                self._schedule.replan_interval = schedule.replan_interval
             else:
+                self._schedule = schedule
                 self._health = self._refused = self._reason = None
-            self._schedule = schedule
         self._tell()
 
     def _tell(self) -> None:
@@ -179,8 +179,8 @@ class PolicyNode(ManagedNode):
     def _answer(self, schedule: Schedule) -> None:
         """Publish a chunk if there is an observation that the task wants answered."""
         policy, spec = self._policy, self._policy.spec
-        if self._key != (schedule.epoch, schedule.instruction):
-            self._key = (schedule.epoch, schedule.instruction)
+        if self._key != schedule.key:
+            self._key = schedule.key
             self._gate.reset()
             policy.reset()
         began = time.perf_counter()
@@ -210,10 +210,8 @@ class PolicyNode(ManagedNode):
         latency = replace(chunk.latency, preprocessing=chunk.latency.preprocessing + prepared, total=total)
         chunk = replace(chunk, frame=chunk.frame or self._inputs.frame, sequence=self._sequence, epoch=schedule.epoch, latency=latency)
         with self._wake:
-            if self._stopping or self._schedule is None or self._key != (self._schedule.epoch, self._schedule.instruction):
+            if self._stopping or self._schedule is None or self._schedule.key != schedule.key or not self._schedule.active:
                 return  # the task is over
-            if not self._schedule.active:
-                return
             stamp = observation.stamp if schedule.lockstep else self.get_clock().now().nanoseconds  # in lockstep time stands still
             self._publisher.publish(chunk_to_msg(chunk, stamp))
             self._sequence += 1
@@ -247,9 +245,11 @@ class PolicyNode(ManagedNode):
         values |= {f"refused.{reason}": count for reason, count in sorted(self._refusals.items())}
         if schedule is not None:
             values |= {"epoch": schedule.epoch, "instruction": schedule.instruction}
-        if self._health is not None:
-            return Status(self._health.level, self._health.message, values)
-        return Status(OK, "waiting for a task" if schedule is None or not schedule.active else "waiting for an observation", values)
+        idle = schedule is None or not schedule.active
+        health = self._health
+        if health is None or (idle and health.level == OK):
+            health = Status(OK, "waiting for a task" if idle else "waiting for an observation")
+        return replace(health, values=values)
 
 
 def main(args: Sequence[str] | None = None) -> int:

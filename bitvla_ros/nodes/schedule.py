@@ -22,6 +22,11 @@ class Schedule:
     numbered: bool = False  # by a controller
     last: int = -1  # stamp of the last observation answered
 
+    @property
+    def key(self) -> tuple[int, str, int]:
+        """Tells one task from another, also where a restarted controller counts from the beginning."""
+        return self.epoch, self.instruction, self.since
+
     def wants(self, stamp: int, chunk_duration: int) -> bool:
         """Whether an observation of this stamp is to be answered."""
         if not self.active or stamp < self.since or stamp <= self.last:
