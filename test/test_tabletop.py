@@ -190,6 +190,18 @@ def test_a_zero_action_holds_the_pose(blind: TabletopEnvironment) -> None:
     assert 1 - abs(float(start.orientation @ snapshot.orientation)) < 1e-6
 
 
+def test_a_hold_stops_a_turning_hand(blind: TabletopEnvironment) -> None:
+    def angle(a: Snapshot, b: Snapshot) -> float:
+        return 2 * float(np.arccos(min(1.0, abs(float(a.orientation @ b.orientation)))))
+
+    blind.reset(0, 0)
+    for _ in range(8):
+        turning = blind.step(np.array([0, 0, 0, 0, 0, 1, -1], np.float32))
+    stopped = [blind.step(np.array([0, 0, 0, 0, 0, 0, -1], np.float32)) for _ in range(60)]
+    assert angle(turning, stopped[9]) < 0.15  # it coasts; on to the goal of the last turn it would be 0.4 rad
+    assert angle(stopped[9], stopped[-1]) < 0.01  # and does not creep
+
+
 def test_axis_angle_does_not_flip_while_the_hand_points_down(blind: TabletopEnvironment) -> None:
     """Turned through pi about x in both directions, the vector goes on from (pi, 0, 0) instead of jumping to (-pi, 0, 0)."""
     vectors = [quaternion_to_axis_angle(blind.reset(0, 0).orientation)]

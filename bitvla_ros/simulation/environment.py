@@ -45,7 +45,7 @@ class Environment(Protocol):
         """Begin an episode. Raises ValueError for a task that the suite lacks."""
 
     def step(self, action: NDArray[np.float32]) -> Snapshot:
-        """Play one control step. action: float32 [7], a row of an ActionChunk (msg/ActionChunk.msg)."""
+        """Play one control step. action: float32 [7], a row of an ActionChunk (msg/ActionChunk.msg). An offset of zero is a hold."""
 
     def close(self) -> None:
         """Free renderers."""

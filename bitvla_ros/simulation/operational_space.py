@@ -70,9 +70,12 @@ class OperationalSpaceController:
 
     def set_goal(self, data: mujoco.MjData, offset: Array) -> None:
         """offset: float64 [6] in [-1, 1], translation and axis-angle, world axes, from the pose measured now.
-        A rotation of exactly zero keeps the last orientation goal, as robosuite does: the hand does not drift."""
+        A rotation of exactly zero keeps the last orientation goal, as robosuite does: the hand does not drift. But an offset of
+        zero altogether is a hold, which stops a turning hand too."""
         position, rotation = self._measured(data)
         self._position = position + POSITION_SCALE * offset[:3]
+        if not offset.any():
+            self._rotation = rotation.copy()
         if offset[3:].any():
             self._rotation = rotation_from_vector(ROTATION_SCALE * offset[3:]) @ rotation
 
