@@ -570,6 +570,23 @@ def test_lockstep_never_mixes_ticks(tmp_path) -> None:
         assert seen[0].state[6] == 0.01
 
 
+def test_late_image_meets_the_state_of_its_own_moment(tmp_path) -> None:
+    seen = []
+    with TestGraph(tmp_path) as graph, in_process(graph, Scripted(seen.append, ("scene",)), max_skew=0.05, max_age=30.0):
+        robot = Robot(graph, cameras=("scene",))
+        robot.task()
+        robot.answer()
+        graph.spin(0.2)
+        moment = robot.now()
+        for later in (0, 1):
+            robot.feed_pose(moment + later * 80 * MS, (0.1 * later, 0.0, 0.3))
+            robot.feed_joints(moment + later * 80 * MS)
+            graph.spin(0.1)
+        robot.feed_image("scene", moment)
+        graph.wait(lambda: stamp_to_ns(robot.chunks[-1].observation_stamp) == moment, "chunk")
+        assert set(seen[-1].stamps.values()) == {moment} and seen[-1].state[0] == 0.0
+
+
 def test_pose_comes_from_tf_at_the_joints_time(tmp_path) -> None:
     class Table:
         known = False
