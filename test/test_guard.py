@@ -102,6 +102,7 @@ def test_the_way_back_into_the_workspace_is_open():
     checked = guard(workspace_max=(0.3, 1.0, 1.0))
     assert checked.check(NOW, command(-0.5, 0.5), arm((0.4, 0, 0))).action[0] == -0.5
     assert checked.check(NOW, command(0.0, 0.5), arm((0.4, 0, 0))).action[1] == 0.5
+    assert checked.check(NOW, command(0.5), arm((-2.1, 0, 0))).action[0] == 0.5
     assert checked.fault is None
 
 
@@ -135,6 +136,7 @@ def test_the_first_fault_stays_until_a_reset():
     first = checked.fault
     checked.check(NOW, command(9), arm())
     lose(checked)
+    checked.trip(FaultReason.TICK, "a consequence")
     assert checked.fault is first
     assert checked.check(NOW, command(0.1), arm()).hold
     checked.begin(2, 0, lockstep=False)
@@ -161,6 +163,15 @@ def test_in_lockstep_a_stop_is_a_hold_at_once():
     checked.check(NOW, command(1), arm())
     checked.end()
     assert checked.check(NOW, command(1), arm()).hold
+
+
+def test_a_lockstep_task_begins_at_rest():
+    """Episodes must not depend on those before: the jump of the first command counts from zero."""
+    checked = guard(lockstep=True, acceleration=6.0)
+    checked.check(NOW, command(1), arm())
+    checked.begin(2, 0, lockstep=True)
+    checked.check(NOW, command(-1, epoch=2), arm())
+    assert checked.fault is None
 
 
 def test_a_command_of_a_dropped_epoch_never_passes():

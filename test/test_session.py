@@ -88,6 +88,12 @@ def test_a_lockstep_cancel_answers_the_waiting_tick_with_one_hold():
     assert tick(session, 2) is None, "then time stands still"
 
 
+def test_a_cancel_can_leave_the_waiting_tick_to_the_next_task():
+    session = begun(lockstep=True)
+    session.cancel("the simulator was reset", stop=False)
+    assert tick(session, 1) is None and not session.stopping
+
+
 def test_a_realtime_cancel_ramps_down():
     session = begun(lockstep=False)
     session.accept(chunk(session, START), START, 0)
