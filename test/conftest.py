@@ -3,6 +3,8 @@ from pathlib import Path
 
 import pytest
 
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in the policy node: spinning threads starve the rest of a full machine
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:

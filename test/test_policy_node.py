@@ -202,7 +202,8 @@ def test_chunk_bears_the_observations_time_and_the_tasks_epoch(state) -> None:
     assert second.epoch == epoch and second.sequence > first.sequence
     sequences = [chunk.sequence for chunk in state.chunks]
     assert sequences == sorted(set(sequences))
-    assert len({stamp_to_ns(chunk.observation_stamp) for chunk in state.chunks}) == len(state.chunks), "an observation was answered twice"
+    answered = [(chunk.epoch, stamp_to_ns(chunk.observation_stamp)) for chunk in state.chunks]  # each task may answer it once
+    assert len(set(answered)) == len(answered), "an observation was answered twice"
 
 
 def test_nothing_is_inferred_after_the_task_is_over(state) -> None:

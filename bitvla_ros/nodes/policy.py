@@ -43,7 +43,7 @@ PATIENCE = 0.5  # s without news after which the inputs are looked at all the sa
 PARAMETERS = (
     *load.PARAMETERS,
     Parameter("replan_interval", 0.0, "Least time between two observations in a graph without our controller", "s", 0, 60),
-    Parameter("max_age", 0.5, "Oldest input that is acted upon", "s", 0.001, 60),
+    Parameter("max_age", 0.15, "Oldest input that is acted upon", "s", 0.001, 60),
     Parameter("max_future", 0.05, "How far ahead of this machine's clock an input's stamp may lie", "s", 0, 60),
     Parameter("max_skew", 0.1, "Between the oldest and the newest input", "s", 0, 60),
     Parameter("image_height", 0, "Expected of every camera; 0: any", "pixels", 0, 10000),
