@@ -80,21 +80,8 @@ class TestGraph(Graph):
 
     def call(self, kind: Any, service: str, request: Any, seconds: float = 30.0) -> Any:
         """Call a service and return its response."""
-        client = self.node.create_client(kind, service)
-        renewed = time.monotonic()
-
-        def ready() -> bool:
-            nonlocal client, renewed
-            if time.monotonic() - renewed > 10.0:  # seen once in some 300 calls: a client that never found its service, a fresh one did
-                self.node.destroy_client(client)
-                client, renewed = self.node.create_client(kind, service), time.monotonic()
-            return client.service_is_ready()
-
-        try:
-            self.wait(ready, f"service {service}", seconds)
-            return self.result(client.call_async(request), f"response of {service}", seconds)
-        finally:
-            self.node.destroy_client(client)
+        client = self._client(service, lambda: self.node.create_client(kind, service), "service_is_ready", seconds)
+        return self.result(client.call_async(request), f"response of {service}", seconds)
 
     def send_goal(self, instruction: str, time_limit: float = 0.0, feedback: Callable[[Any], None] | None = None) -> Any:
         """Send an ExecuteInstruction goal and return its handle, accepted or not."""
@@ -103,11 +90,26 @@ class TestGraph(Graph):
         from bitvla_ros.action import ExecuteInstruction
         from bitvla_ros.nodes.conversions import ns_to_duration
 
-        if not hasattr(self, "_actions"):
-            self._actions = ActionClient(self.node, ExecuteInstruction, "execute_instruction")
-        self.wait(self._actions.server_is_ready, "action server")
+        name = "execute_instruction"
+        client = self._client(name, lambda: ActionClient(self.node, ExecuteInstruction, name), "server_is_ready", 30.0)
         goal = ExecuteInstruction.Goal(instruction=instruction, time_limit=ns_to_duration(round(time_limit * 1e9)))
-        return self.result(self._actions.send_goal_async(goal, feedback_callback=feedback), "answer to the goal")
+        return self.result(client.send_goal_async(goal, feedback_callback=feedback), "answer to the goal")
+
+    def _client(self, name: str, make: Callable[[], Any], is_ready: str, seconds: float) -> Any:
+        """The client of this name, kept between calls, when its server is there."""
+        client = self._clients.setdefault(name, None) or make()
+        renewed = time.monotonic()
+
+        def ready() -> bool:
+            nonlocal client, renewed
+            if time.monotonic() - renewed > 10.0:  # seen once in some 300 calls: a client that never found its service, a fresh one did
+                client.destroy()
+                client, renewed = make(), time.monotonic()
+            return bool(getattr(client, is_ready)())
+
+        self.wait(ready, f"server of {name}", seconds)
+        self._clients[name] = client
+        return client
 
     def outcome(self, handle: Any, seconds: float = 60.0) -> Any:
         """Wait for the goal's result."""

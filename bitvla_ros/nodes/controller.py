@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from rclpy.action import ActionServer, CancelResponse, GoalResponse
+from rclpy.duration import Duration
 from rclpy.event_handler import SubscriptionEventCallbacks, UnsupportedEventTypeError
 from std_srvs.srv import Trigger
 
@@ -77,6 +78,8 @@ class ControllerNode(ManagedNode):
         self._stop("the controller was deactivated")
         while self._session is not None and not self._session.lockstep and self._session.stopping:
             self._on_control_step()  # the ramp in one go, so that its hold is what stays
+        if self._session is not None:
+            self._command.wait_for_all_acked(Duration(nanoseconds=200_000_000))  # the process may end now
 
     def cleanup(self) -> None:
         while self._entities:
