@@ -1,6 +1,6 @@
 # Everything starts here. Each target makes its own environment first; a second call finds it ready.
 #   PYTHON=python3.12   the interpreter to build on (3.10 to 3.13)
-#   TORCH_INDEX=URL     where torch comes from; without it the CPU build, or PyPI's CUDA build where there is a GPU
+#   TORCH_INDEX=URL     where torch comes from; without it pip's sources: the CPU build where they hold it and there is no GPU
 #   ARGS="..."          passed on to pytest, bitvla demo or bitvla bench
 PYTHON ?= python3
 ARGS ?=

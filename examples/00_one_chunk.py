@@ -7,6 +7,7 @@
 import sys
 
 import numpy as np
+
 from bitvla_ros.policy.bitvla import BitVLAPolicy
 from bitvla_ros.policy.observation import Observation, state_vector
 
@@ -14,10 +15,10 @@ policy = BitVLAPolicy.load(sys.argv[1], control_hz=20.0) if len(sys.argv) > 1 el
 
 picture = np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8)
 observation = Observation(
-    images={role: picture for role in policy.spec.cameras},
+    images=dict.fromkeys(policy.spec.cameras, picture),
     state=state_vector(position=np.array([0.5, 0.0, 0.3]), quaternion=np.array([1.0, 0.0, 0.0, 0.0]), gripper=np.array([0.04, -0.04])),
     instruction="pick up the red block and place it in the basket",
-    stamps={role: 0 for role in (*policy.spec.cameras, "state")},
+    stamps=dict.fromkeys((*policy.spec.cameras, "state"), 0),
 )
 chunk = policy.infer(observation)
 

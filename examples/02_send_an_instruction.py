@@ -7,8 +7,9 @@
 import sys
 
 import rclpy
-from bitvla_ros.action import ExecuteInstruction
 from rclpy.action import ActionClient
+
+from bitvla_ros.action import ExecuteInstruction
 
 
 def main(instruction: str) -> int:

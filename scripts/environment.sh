@@ -8,7 +8,6 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 folder=$1 kind=$2
 python=${PYTHON:-python3}
-cpu_index=https://download.pytorch.org/whl/cpu
 
 say() { printf '\033[1m%s\033[0m\n' "$*" >&2; }
 
@@ -24,28 +23,25 @@ fi
 export PIP_BUILD_CONSTRAINT=$constraints PIP_DISABLE_PIP_VERSION_CHECK=1
 install() { "$folder/bin/python" -m pip install --constraint "$constraints" "$@"; }
 
-# torch first and alone: its index serves other packages too, which must come from PyPI.
+# torch first and alone: an index of torch's serves other packages too, which must come from pip's own.
 install_torch() {
   local version
   version=$(sed -n 's/^torch==//p' "$constraints")
   if [ -n "${TORCH_INDEX:-}" ]; then
     say "Installing torch $version from $TORCH_INDEX"
     install --extra-index-url "$TORCH_INDEX" "torch==$version"
-  elif nvidia-smi -L > /dev/null 2>&1; then
-    say "Installing torch $version with CUDA, because there is a GPU (TORCH_INDEX=$cpu_index takes the small CPU build)"
-    install "torch==$version"
+  elif ! nvidia-smi -L > /dev/null 2>&1 && install --quiet "torch==$version+cpu" 2> /dev/null; then
+    say "Installed torch $version, CPU build"
   else
-    say "Installing torch $version, CPU build"
-    install --quiet "torch==$version+cpu" 2> /dev/null || install --extra-index-url "$cpu_index" "torch==$version+cpu" || {
-      say "No CPU build of torch at $cpu_index. TORCH_INDEX=URL names another index; TORCH_INDEX=$("$folder/bin/python" -m pip config get global.index-url 2> /dev/null || echo PyPI\'s) takes the CUDA build, gigabytes."
-      return 1
-    }
+    say "Installing torch $version from pip's index, which holds the CUDA build: 3 GB. Without a GPU, stop here and call make"
+    say "with TORCH_INDEX set to the CPU index that pytorch.org names under \"Get started\": 0.2 GB."
+    install "torch==$version"
   fi
 }
 
 if ! [ -x "$folder/bin/python" ]; then
-  if nvidia-smi -L > /dev/null 2>&1 && [ -z "${TORCH_INDEX:-}" ]; then size="3.5 GB"; else size="0.5 GB"; fi
-  say "Setting up $folder with $("$python" --version): about $size to download (pip's cache spares what it holds), then a minute of compiling."
+  say "Setting up $folder with $("$python" --version): about 0.3 GB to download and torch, 0.2 GB as the CPU build and 3 GB with CUDA"
+  say "(pip's cache spares what it holds), then a minute of compiling."
   "$python" -m venv "$folder"
 fi
 install --quiet pip setuptools wheel

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from bitvla_ros.simulation import LIBERO_SUITES, TABLETOP_SUITES
+
+from .missing import need
 
 
 @dataclass(frozen=True)
@@ -70,3 +73,32 @@ def simulation_graph(arguments: Mapping[str, str], config: str) -> tuple[NodeSpe
         NodeSpec("controller_node", "controller", ("controller.yaml", config), {"use_sim_time": lockstep}),
         NodeSpec("policy_node", "policy", ("policy.yaml", config), policy),
     )
+
+
+def describe(arguments: Sequence[Argument], config: str) -> Any:
+    """The launch.LaunchDescription of simulation_graph. config: the launch file's own file in config/."""
+    actions, launch_ros = need("launch.actions"), need("launch_ros.actions")
+    from ament_index_python.packages import get_package_share_directory
+    from launch.substitutions import LaunchConfiguration
+
+    folder = Path(get_package_share_directory("bitvla_ros")) / "config"
+
+    def nodes(context: Any) -> list[Any]:
+        values = {argument.name: LaunchConfiguration(argument.name).perform(context) for argument in arguments}
+        return [
+            launch_ros.Node(
+                package="bitvla_ros",
+                executable=spec.executable,
+                name=spec.name,
+                parameters=[*(str(folder / name) for name in spec.configs), dict(spec.parameters)],
+                output="screen",
+            )
+            for spec in simulation_graph(values, config)
+        ]
+
+    declared = [
+        actions.DeclareLaunchArgument(a.name, default_value=a.default, description=a.description, choices=a.choices or None)
+        for a in arguments
+    ]
+    environment = [actions.SetEnvironmentVariable(name, value) for name, value in ENVIRONMENT.items()]
+    return need("launch").LaunchDescription([*environment, *declared, actions.OpaqueFunction(function=nodes)])

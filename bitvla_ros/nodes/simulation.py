@@ -35,9 +35,6 @@ PARAMETERS = (
     Parameter("image_size", 256, "Edge of the square images", unit="pixels", minimum=8, maximum=2048),
 )
 
-# An OSC controller makes the measured pose its goal, but robosuite's keeps its old orientation where the rotation is exactly 0.
-_HOLD = np.array([0, 0, 0, 1e-9, 0, 0, 0], np.float32)
-
 _PATIENCE = 2  # control steps for which realtime repeats a command that has no successor
 
 
@@ -158,7 +155,7 @@ class SimulationNode(ManagedNode):
         self._play(self._command, self._next_stamp())
 
     def _play(self, command: EndEffectorCommand | None, stamp: int) -> None:
-        action = _HOLD.copy()
+        action = np.zeros(7, np.float32)  # a hold
         action[6] = self._gripper
         if command is not None:
             action[6] = command.gripper
