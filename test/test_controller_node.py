@@ -14,6 +14,7 @@ pytest.importorskip("rclpy", reason="rclpy is not installed: pip install '.[ros]
 from diagnostic_msgs.msg import DiagnosticArray
 from graph import TestGraph
 from rclpy.qos import QoSProfile
+from std_msgs.msg import Bool
 from std_srvs.srv import Trigger
 
 from bitvla_ros.action import ExecuteInstruction
@@ -62,6 +63,10 @@ class World:
         self.graph.wait(lambda: steps and steps[-1] >= 10, "ten steps", 90.0)
         return handle
 
+    def holds(self) -> bool:
+        """The newest command is a hold."""
+        return bool(self.commands) and self.commands[-1].hold
+
     def diagnosed(self, text: str) -> bool:
         statuses = (status for array in self.health for status in array.status if status.name == "controller")
         return any(text in status.message or any(text in f"{v.key}={v.value}" for v in status.values) for status in statuses)
@@ -80,10 +85,11 @@ def test_a_cancel_is_acknowledged_when_the_stop_has_begun_and_then_time_stands_s
     assert answer.goals_canceling
     result = world.graph.outcome(handle)
     assert result.outcome == Result.CANCELLED and "client" in result.reason and result.steps >= 10
-    world.graph.wait(lambda: world.commands[-1].hold, "the hold")
-    ticks, commands = len(world.states), len(world.commands)
+    world.graph.wait(world.holds, "the hold")
+    last, commands = world.commands[-1].tick, len(world.commands)
+    world.graph.wait(lambda: world.states[-1].tick == last + 1, "the tick after the hold")
     world.graph.spin(0.5)
-    assert len(world.commands) == commands and len(world.states) <= ticks + 1
+    assert len(world.commands) == commands and world.states[-1].tick == last + 1
     assert not any(command.hold for command in world.commands[:-1])
     world.graph.wait(lambda: not world.tasks[-1].active, "the end of the task")
     assert world.tasks[-1].epoch == epoch
@@ -128,7 +134,7 @@ def test_a_goal_sent_right_after_a_reset_starts_with_the_new_episode(world: Worl
         world.commands.clear()
         result = world.graph.outcome(world.graph.send_goal(begun.instruction, time_limit=0.2))
         assert (result.outcome, result.steps) == (Result.TIME_LIMIT, 4)
-        world.graph.wait(lambda begun=begun: world.commands[-1].tick >= begun.tick + 3, "the last command")
+        world.graph.wait(lambda begun=begun: any(command.tick >= begun.tick + 3 for command in world.commands), "the last command")
         played = [command.tick for command in world.commands if command.tick >= begun.tick]
         assert played == list(range(begun.tick, begun.tick + 4))
 
@@ -161,7 +167,7 @@ def test_a_killed_policy_is_a_fault_that_latches_until_a_reset(world: World) -> 
     world.graph.kill("policy")
     result = world.graph.outcome(handle)
     assert result.outcome == Result.FAULT and "policy is gone" in result.reason
-    world.graph.wait(lambda: world.commands[-1].hold, "the hold")
+    world.graph.wait(world.holds, "the hold")
     world.graph.wait(lambda: world.diagnosed("call reset_fault"), "the fault on /diagnostics")
     latched = world.graph.outcome(world.graph.send_goal("go on"))
     assert latched.outcome == Result.FAULT and "reset_fault" in latched.reason
@@ -196,7 +202,7 @@ def test_realtime(tmp_path) -> None:
         assert answer.goals_canceling
         epoch = world.commands[-1].epoch
         assert graph.outcome(handle).outcome == Result.CANCELLED
-        graph.wait(lambda: world.commands[-1].hold, "the end of the ramp")
+        graph.wait(world.holds, "the end of the ramp")
         graph.spin(0.3)
         assert world.commands[-1].epoch == epoch and world.commands[-1].hold
         sizes = [float(np.abs(command.offset).max()) for command in world.commands][-5:]
@@ -210,13 +216,13 @@ def test_realtime(tmp_path) -> None:
         graph.kill("policy", signal.SIGSTOP)
         result = graph.outcome(handle)
         assert result.outcome == Result.FAULT and "policy is gone" in result.reason
-        graph.wait(lambda: world.commands[-1].hold, "the hold")
+        graph.wait(world.holds, "the hold")
         graph.kill("policy", signal.SIGCONT)
         graph.call(Trigger, "reset_fault", Trigger.Request())
 
         world.begin()
         graph.stop("controller")
-        graph.wait(lambda: world.commands[-1].hold, "the hold of a controller that is asked to end")
+        graph.wait(world.holds, "the hold of a controller that is asked to end")
 
 
 def test_wrong_limits_fail_in_configure_with_the_remedy(tmp_path) -> None:
@@ -225,3 +231,24 @@ def test_wrong_limits_fail_in_configure_with_the_remedy(tmp_path) -> None:
         graph.start("controller", "bitvla_ros.nodes.controller", {"limits.clamp": ["ofset"]})
         status = graph.wait(lambda: next((s for a in health for s in a.status if s.level == b"\x02"), None), "an error on /diagnostics")
         assert "ofset" in status.message and "offset" in status.message
+
+
+def test_without_a_simulator_success_comes_from_its_topic(tmp_path) -> None:
+    """The arm is still simulated, but the controller is told that it is a real one: it sees the pose alone."""
+    with TestGraph(tmp_path) as graph:
+        world = World(graph, "realtime", simulator=False, time_limit=60.0, **{"limits.liveliness_grace": 0.5})
+        success = graph.node.create_publisher(Bool, "success", 1)
+        graph.wait(success.get_subscription_count, "the controller")
+        success.publish(Bool(data=True))  # of whatever was before the goal: does not count
+        handle = world.begin()
+        assert not world.tasks[-1].lockstep
+        success.publish(Bool(data=True))
+        result = graph.outcome(handle)
+        assert result.outcome == Result.SUCCESS and result.steps >= 10
+
+
+def test_without_a_simulator_somebody_must_set_a_time_limit(tmp_path) -> None:
+    with TestGraph(tmp_path) as graph:
+        health = graph.collect(DiagnosticArray, "/diagnostics", 100)
+        graph.start("controller", "bitvla_ros.nodes.controller", {"simulator": False})
+        graph.wait(lambda: any("time_limit is 0" in status.message for array in health for status in array.status), "the refusal")

@@ -14,6 +14,7 @@ _DEFAULT = ControlConfig()
 _PLAYER, _LIMITS = _DEFAULT.player, _DEFAULT.limits
 
 PARAMETERS = (
+    Parameter("simulator", True, "simulation_state says what time it is and what succeeded; false: a real arm, success on `success`"),
     Parameter("control_hz", _PLAYER.control_hz, "Rate of the control steps; chunks made for another are refused", "Hz", 1.0, 1000.0),
     Parameter("replan_steps", _PLAYER.replan_steps, "Actions of a chunk played before the next takes over; 0: all", "", 0, 1000),
     Parameter("time_limit", 0.0, "Limit of a goal that names none; 0: the simulator's step limit", "s", 0.0, 86400.0),

@@ -30,6 +30,7 @@ from .diagnostics import ERROR, OK, WARN, Status
 from .goal import Goal
 from .lifecycle import ManagedNode, run
 from .liveliness import Liveliness
+from .parameters import ParameterError
 from .qos import CHUNK, COMMAND, LATCHED
 
 WATCH_PERIOD = 0.1  # s, of deadlines
@@ -45,6 +46,8 @@ class ControllerNode(ManagedNode):
     # Lifecycle
 
     def configure(self, p: SimpleNamespace) -> None:
+        if not p.simulator and p.time_limit == 0:
+            raise ParameterError("time_limit is 0, but without a simulator nobody else sets a limit: set it, in s")
         self._p = p
         self._session = Session(control_config(p))
         self._answered = -1  # stamp of the last lockstep tick that was answered
@@ -60,7 +63,7 @@ class ControllerNode(ManagedNode):
         except UnsupportedEventTypeError as error:
             raise OSError("this RMW reports no liveliness, so a dead policy would go unseen: use rmw_fastrtps_cpp") from error
         self._entities += [lambda: self.destroy_subscription(chunks), self._policy.close]
-        self._arm = Arm(self, on_pose=self._advance, on_state=self._on_state)
+        self._arm = Arm(self, p.simulator, on_pose=self._advance, on_state=self._on_state)
         reset = self.create_service(Trigger, "reset_fault", self._on_reset_fault)
         timers = [self.steady_timer(WATCH_PERIOD, self._on_watch), self.steady_timer(1.0 / p.control_hz, self._on_control_step)]
         server = ActionServer(
@@ -147,10 +150,8 @@ class ControllerNode(ManagedNode):
 
     def _missing(self) -> str | None:
         """What a goal still waits for before it can start."""
-        if self._arm.state is None:
-            return "nobody publishes simulation_state: start simulation_node"
-        if self._arm.pose is None:
-            return "nobody publishes end_effector_pose: start the simulator or the arm's driver"
+        if self._arm.missing is not None:
+            return self._arm.missing
         if not self._policy.alive:
             return "nobody publishes action_chunk: start policy_node"
         if self._arm.lockstep and not self._tick_waits():
@@ -164,7 +165,7 @@ class ControllerNode(ManagedNode):
         session.player.frame = arm.frame
         self._policy.begin()
         epoch = session.begin(start, limit, time.monotonic_ns(), lockstep=arm.lockstep)
-        goal.begin(start, arm.state.episode)
+        goal.begin(start, arm.episode)
         self._task.publish(goal.task(session, start, arm.frame, active=True))
         self.get_logger().info(f"epoch {epoch}: {goal.instruction!r}")
 
@@ -208,7 +209,7 @@ class ControllerNode(ManagedNode):
     def _on_state(self) -> None:
         goal, arm = self._goal, self._arm
         if goal is not None and goal.started and arm.stamp > goal.start:
-            if goal.moved and arm.state.episode != goal.episode:
+            if goal.moved and arm.episode != goal.episode:
                 self._stop("the simulator was reset", answer=not arm.lockstep)
             elif not goal.moved:
                 self._confirm(goal)
@@ -217,10 +218,10 @@ class ControllerNode(ManagedNode):
     def _confirm(self, goal: Goal) -> None:
         """The first tick after that of the start. Where it does not follow from our answer, the start was with a tick of the past:
         a reset, or ticks before we came, were slower to arrive here than the goal. Then the task begins anew, with this tick."""
-        if self._arm.lockstep and (self._arm.state.episode != goal.episode or self._answered < goal.start):
+        if self._arm.lockstep and (self._arm.episode != goal.episode or self._answered < goal.start):
             self._session.cancel("begins with a newer tick", stop=False)
             goal.started = False
-        goal.episode, goal.moved = self._arm.state.episode, goal.started
+        goal.episode, goal.moved = self._arm.episode, goal.started
 
     def _tick_waits(self) -> bool:
         """A lockstep tick is here whole and not answered yet."""
@@ -232,7 +233,7 @@ class ControllerNode(ManagedNode):
         if goal is not None and not goal.started and self._missing() is None:
             self._start(goal)
         if self._tick_waits():
-            command = self._session.tick(arm.stamp, arm.pose, arm.state.success, time.monotonic_ns())
+            command = self._session.tick(arm.stamp, arm.pose, arm.success, time.monotonic_ns())
             if command is not None:
                 self._answered = arm.stamp
                 self._publish(command, arm.stamp, arm.state.tick)
@@ -241,10 +242,10 @@ class ControllerNode(ManagedNode):
     def _on_control_step(self) -> None:
         """Realtime: one control step."""
         arm, goal = self._arm, self._goal
-        if arm.pose is None or arm.state is None or arm.lockstep:
+        if arm.missing is not None or arm.lockstep:
             return
         now = self._now()
-        success = goal is not None and arm.state.success and arm.stamp > goal.start
+        success = goal is not None and arm.success and arm.stamp > goal.start
         command = self._session.tick(now, arm.pose, success, time.monotonic_ns())
         if command is not None:
             self._publish(command, now)
