@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bitvla_ros.policy.gate import Reason, Refused
 from bitvla_ros.policy.observation import Privileged, quaternion_to_axis_angle, state_vector
-from bitvla_ros.policy.streams import Streams, on_branch
+from bitvla_ros.policy.streams import IMAGES_KEPT, Streams, on_branch
 
 IMAGE = np.zeros((4, 4, 3), np.uint8)
 POSITION = np.array([0.5, 0.1, 0.3])
@@ -33,17 +33,46 @@ def reason(call, *arguments) -> Reason:
     return caught.value.reason
 
 
-def test_latest_holds_the_newest_of_every_stream():
+def test_latest_holds_the_newest_moment_that_every_stream_knows():
     streams = fill(Streams(("scene", "wrist")), 10)
     streams.add_image("wrist", 12, IMAGE + 1)
     streams.add_pose(14, POSITION + 1, DOWN)
     observation = streams.latest("lift it", epoch=3)
-    assert observation.stamps == {"scene": 10, "wrist": 12, "state": 10}  # the state is as old as its older half
-    assert observation.stamp == 10
-    assert observation.images["wrist"][0, 0, 0] == 1
-    np.testing.assert_allclose(observation.state, state_vector(POSITION + 1, DOWN, FINGERS))
+    assert set(observation.stamps.values()) == {10}  # the scene camera's newest
+    assert observation.images["wrist"][0, 0, 0] == 0
     assert (observation.instruction, observation.epoch, observation.privileged) == ("lift it", 3, None)
     assert list(observation.images) == ["scene", "wrist"]
+
+    streams.add_image("scene", 13, IMAGE + 2)
+    streams.add_image("wrist", 15, IMAGE + 3)
+    streams.add_gripper(16, FINGERS)
+    observation = streams.latest("lift it")
+    assert observation.stamps == {"scene": 13, "wrist": 15, "state": 14}  # of the others what came first at 13 or later
+    assert observation.stamp == 13
+    np.testing.assert_allclose(observation.state, state_vector(POSITION + 1, DOWN, FINGERS))
+
+
+def test_a_late_image_meets_the_joint_states_of_its_moment():
+    """A camera at 30 Hz, whose images come 60 ms late, and an arm at 500 Hz."""
+    streams = Streams(("scene",))
+    for ms in range(1, 1001, 2):
+        streams.add_pose(ms, POSITION * ms, DOWN)
+        streams.add_gripper(ms, FINGERS)
+        if ms > 60 and (ms - 60) % 33 < 2:
+            streams.add_image("scene", ms - 60, IMAGE)
+    observation = streams.latest("x")
+    assert 0 <= observation.stamps["state"] - observation.stamps["scene"] <= 2
+    np.testing.assert_allclose(observation.state[:3], POSITION * observation.stamps["state"])
+
+
+def test_a_silent_stream_is_the_oldest_of_the_observation():
+    streams = fill(Streams(("scene", "wrist")), 10)
+    for stamp in range(11, 100):
+        streams.add_image("scene", stamp, IMAGE)
+        streams.add_pose(stamp, POSITION, DOWN)
+        streams.add_gripper(stamp, FINGERS)
+    observation = streams.latest("x")
+    assert min(observation.stamps, key=observation.stamps.__getitem__) == "wrist"
 
 
 def test_missing_streams_are_refused_by_name():
@@ -73,11 +102,11 @@ def test_at_answers_only_when_every_input_bears_that_stamp():
 
 
 def test_only_a_few_inputs_are_kept():
-    streams = Streams(("scene",), depth=2)
-    for stamp in (1, 2, 3):
+    streams = Streams(("scene",))
+    for stamp in range(1, IMAGES_KEPT + 2):
         fill(streams, stamp)
     assert streams.at(1, "x") is None
-    assert streams.at(2, "x") is not None and streams.at(3, "x") is not None
+    assert streams.at(2, "x") is not None and streams.at(IMAGES_KEPT + 1, "x") is not None
 
 
 @given(st.lists(st.integers(-3, 100), min_size=1, max_size=30))
@@ -94,8 +123,8 @@ def test_zero_and_backward_stamps_are_refused_and_change_nothing(stamps):
             streams.add_image("scene", stamp, image)
             newest, last = stamp, value
     if newest:
-        streams.add_pose(1, POSITION, DOWN)
-        streams.add_gripper(1, FINGERS)
+        streams.add_pose(newest, POSITION, DOWN)
+        streams.add_gripper(newest, FINGERS)
         observation = streams.latest("x")
         assert observation.stamps["scene"] == newest
         assert observation.images["scene"][0, 0, 0] == last
@@ -115,7 +144,7 @@ def test_every_kind_of_input_has_its_stamps_checked():
 
 
 def test_the_same_stamp_replaces():
-    streams = fill(Streams(("scene",), depth=2), 10)
+    streams = fill(Streams(("scene",)), 10)
     for value in (1, 2, 3):
         streams.add_image("scene", 10, IMAGE + value)
     assert streams.latest("x").images["scene"][0, 0, 0] == 3
@@ -170,13 +199,12 @@ def test_branch_is_the_same_rotation_on_the_nearer_side(quaternion, reference):
 def test_orientation_stays_continuous_beyond_half_a_turn():
     """A driver that always gives w >= 0 flips the sign at half a turn; the state must not."""
     streams = Streams((), branch=np.array([0.0, 0.0, 0.0, 1.0]))
-    streams.add_gripper(1, FINGERS)
     angles = np.linspace(0.1, 2 * np.pi - 0.1, 60)
     for i, angle in enumerate(angles):
         quaternion = np.array([0, 0, np.sin(angle / 2), np.cos(angle / 2)])
         streams.add_pose(i + 1, POSITION, quaternion if quaternion[3] >= 0 else -quaternion)
+        streams.add_gripper(i + 1, FINGERS)
         np.testing.assert_allclose(streams.latest("x").state[3:6], [0, 0, angle], atol=1e-6)
-        assert streams.at(i + 1, "x") is None or i == 0
 
 
 def test_without_a_branch_orientations_are_left_alone():

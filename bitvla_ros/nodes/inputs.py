@@ -98,7 +98,6 @@ class Inputs:
     def observe(self, schedule: Schedule) -> Observation | None:
         """The newest observation, its images still as messages (see `decode`); None in lockstep while a tick is incomplete.
 
-        Inputs of one stamp are preferred to the newest of each stream: an image may take longer than a pose of the same moment.
         Raises Refused where a stream or a transform is missing.
         """
         if self._frames is not None and self._joints_stamp:
@@ -110,8 +109,7 @@ class Inputs:
                 raise Refused(Reason.MISSING_TRANSFORM, str(error)) from error
             self._streams.add_pose(stamp, position, orientation)
         newest = self._streams.latest(schedule.instruction, schedule.epoch)
-        together = self._streams.at(newest.stamp, schedule.instruction, schedule.epoch)
-        return together if schedule.lockstep else together or newest
+        return self._streams.at(newest.stamp, schedule.instruction, schedule.epoch) if schedule.lockstep else newest
 
     @staticmethod
     def decode(observation: Observation) -> Observation:

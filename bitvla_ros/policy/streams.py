@@ -13,6 +13,8 @@ from .gate import MS, Reason, Refused
 from .observation import Observation, Privileged, state_vector
 
 POSE, GRIPPER, PRIVILEGED = "end_effector_pose", "gripper", "privileged"
+IMAGES_KEPT = 8
+STATES_KEPT = 512  # half a second of a driver at 1 kHz: images take longer than joint states of the same moment
 
 
 def on_branch(quaternion: NDArray[np.float64], reference: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -28,7 +30,7 @@ def on_branch(quaternion: NDArray[np.float64], reference: NDArray[np.float64]) -
 class Streams:
     """A few of the newest inputs of each stream. One thread may add while another takes observations.
 
-    cameras: roles that an observation holds. privileged: an observation holds simulator truth. depth: inputs kept of each stream, for `at`.
+    cameras: roles that an observation holds. privileged: an observation holds simulator truth.
     branch: float64 [4] xyzw, an orientation on the dataset's branch; orientations are then kept on it by continuity, beginning with the
     sign nearer to it. None where they arrive on the branch.
 
@@ -36,13 +38,12 @@ class Streams:
     Where time itself jumps back (a bag starts over), call `clear`.
     """
 
-    def __init__(
-        self, cameras: tuple[str, ...], *, privileged: bool = False, depth: int = 8, branch: NDArray[np.float64] | None = None
-    ) -> None:
+    def __init__(self, cameras: tuple[str, ...], *, privileged: bool = False, branch: NDArray[np.float64] | None = None) -> None:
         self.cameras = cameras
         self.privileged = privileged
         self._names = (*cameras, POSE, GRIPPER, *((PRIVILEGED,) if privileged else ()))
-        self._buffers: dict[str, deque[tuple[int, Any]]] = {name: deque(maxlen=depth) for name in self._names}
+        depths = dict.fromkeys(cameras, IMAGES_KEPT)
+        self._buffers: dict[str, deque[tuple[int, Any]]] = {name: deque(maxlen=depths.get(name, STATES_KEPT)) for name in self._names}
         self._branch = branch
         self._lock = threading.Lock()
 
@@ -78,10 +79,14 @@ class Streams:
         self._add(PRIVILEGED, stamp, privileged)
 
     def latest(self, instruction: str, epoch: int = 0) -> Observation:
-        """The newest of every stream. Raises Refused (missing_stream) and names every stream from which nothing has come."""
+        """The newest moment of which every stream knows: the oldest of their newest inputs, and of each other stream what came first at
+        that moment or after it. A stream that falls silent is thus the oldest. Raises Refused (missing_stream) and names every stream
+        from which nothing has come."""
         with self._lock:
             missing = [name for name in self._names if not self._buffers[name]]
-            newest = {name: buffer[-1] for name, buffer in self._buffers.items() if buffer}
+            if not missing:
+                moment = min(buffer[-1][0] for buffer in self._buffers.values())
+                newest = {name: _first_since(moment, buffer) for name, buffer in self._buffers.items()}
         if missing:
             raise Refused(
                 Reason.MISSING_STREAM,
@@ -139,3 +144,13 @@ class Streams:
             epoch=epoch,
             privileged=entries[PRIVILEGED][1] if self.privileged else None,
         )
+
+
+def _first_since(moment: int, buffer: deque[tuple[int, Any]]) -> tuple[int, Any]:
+    """The oldest entry not older than `moment`; the newest is none of the older ones."""
+    found = buffer[-1]
+    for entry in reversed(buffer):
+        if entry[0] < moment:
+            break
+        found = entry
+    return found
