@@ -9,7 +9,8 @@ import pytest
 
 from bitvla_ros.policy.observation import Observation, Privileged, state_vector
 from bitvla_ros.simulation import TABLETOP_SUITES, Environment, Snapshot, make
-from bitvla_ros.simulation.expert import ExpertError, Phase, ScriptedExpert, UnknownInstruction, make_expert, respond
+from bitvla_ros.simulation.expert import Phase, ScriptedExpert, UnknownInstruction, make_expert, respond
+from bitvla_ros.simulation.plan import ExpertError
 
 STEP = 50_000_000
 

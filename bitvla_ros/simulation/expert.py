@@ -19,6 +19,7 @@ from ..policy.chunk import ACTION_DIM, ActionChunk
 from ..policy.observation import Observation
 from ..policy.policy import PolicySpec
 from .environment import Environment
+from .plan import ExpertError, PickAndPlace
 
 Array = NDArray[np.float64]
 
@@ -30,10 +31,6 @@ _SLOW = 0.06  # m/s, below which a precise waypoint is reached
 _CLEAR = 0.05  # m: further from its goal than this, sideways, the hand rises before it travels
 _LOST = 0.05  # m between where an object should be in the hand and where it is
 _PHASE_LIMIT = 40  # steps after which a phase is left although its waypoint was not reached
-
-
-class ExpertError(ValueError):
-    """The expert was given something that it cannot act on."""
 
 
 class UnknownInstruction(ExpertError):
@@ -49,29 +46,6 @@ class Phase(IntEnum):
     LOWER = 5
     OPEN = 6
     RISE = 7
-
-
-@dataclass(frozen=True)
-class PickAndPlace:
-    """How one task is done. Names are those of Privileged.object_poses; lengths in m, world axes.
-
-    pick, place: the object to move, and the object to put it on or in.
-    grasp: grip site from the picked object's origin when the fingers close.
-    place_at: the picked object's origin from the goal's origin, sideways.
-    release: height of the grip site above the goal's origin when the fingers open.
-    hover, lift: heights of the grip site above the grasp before and after it.
-    close_steps, open_steps: control steps that the fingers are given.
-    """
-
-    pick: str
-    place: str
-    grasp: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    place_at: tuple[float, float] = (0.0, 0.0)
-    release: float = 0.07
-    hover: float = 0.12
-    lift: float = 0.16
-    close_steps: int = 12
-    open_steps: int = 10
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .expert import ExpertError, PickAndPlace
+from .plan import ExpertError, PickAndPlace
 
 _BOWL = "akita_black_bowl_1"
 # Robosuite's controller drifts by a centimetre towards +x on its way down (test/data/osc_response.json, -z), and within a chunk

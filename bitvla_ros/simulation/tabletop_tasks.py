@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import scene
-from .expert import ExpertError, PickAndPlace
+from .plan import ExpertError, PickAndPlace
 from .scene import Item
 
 Array = NDArray[np.float64]
