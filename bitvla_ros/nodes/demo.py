@@ -93,11 +93,12 @@ def show(result: dict[str, Any]) -> None:
     table = Table(title=words, title_justify="left", title_style="")
     table.add_column("policy")
     table.add_column("outcome")
-    for name in ("steps", "chunks", "chunk age\np50 / p99, ms", "latency\np50 / p99, ms"):
+    for name in ("steps", "steps\nper s", "chunks", "chunk age\np50 / p99, ms", "latency\np50 / p99, ms"):
         table.add_column(name, justify="right")
     for e in result["episodes"]:
         outcome = "[bold green]success[/]" if e["success"] else f"[yellow]{e['outcome'].replace('_', ' ')}[/]"
-        table.add_row(e["model"], outcome, str(e["steps"]), str(e["chunks"]), _pair(e["chunk_age_ms"]), _pair(e["latency_ms"]))
+        rate = "–" if e["steps_per_second"] is None else f"{e['steps_per_second']:.0f}"
+        table.add_row(e["model"], outcome, str(e["steps"]), rate, str(e["chunks"]), _pair(e["chunk_age_ms"]), _pair(e["latency_ms"]))
     console = Console(highlight=False)
     console.print()
     console.print(table)
@@ -186,6 +187,7 @@ def _report(policy: str, label: str, episode: Episode, arguments: argparse.Names
         "reason": episode.reason,
         "steps": episode.steps,
         "chunks": episode.accepted,
+        "steps_per_second": round(episode.steps / episode.seconds, 1) if episode.seconds else None,
         "latency_ms": percentiles(episode.latencies),
         "chunk_age_ms": percentiles(episode.chunk_ages),
     }

@@ -21,6 +21,7 @@ class Episode:
     ns; in lockstep, where time waits for a chunk, its observation's.
 
     outcome: "success", "time_limit", "cancelled" or "fault". steps, accepted: control steps and chunks as the controller counted them.
+    seconds: on the steady clock, from the goal's acceptance to its result.
     """
 
     instruction: str
@@ -29,6 +30,7 @@ class Episode:
     reason: str = ""
     steps: int = 0
     accepted: int = 0
+    seconds: float = 0.0
     states: dict[int, SimulationState] = field(default_factory=dict)
     images: dict[str, dict[int, Image]] = field(default_factory=dict)
     chunks: list[tuple[int, ActionChunk]] = field(default_factory=list)

@@ -142,7 +142,8 @@ class Recorder(Node):
         if not handle.accepted:
             raise GraphError("the controller refuses the goal: " + (self._health.get("controller", (b"", ""))[1] or "it does not say why"))
         done = handle.get_result_async()
-        newest, since = -1, time.monotonic()
+        began = time.monotonic()
+        newest, since = -1, began
         while not self._until(done.done, 0.05):
             if self._newest != newest:
                 newest, since = self._newest, time.monotonic()
@@ -151,6 +152,7 @@ class Recorder(Node):
             if silence > 90.0:
                 raise GraphError(f"no tick of the simulation for 90 s; the nodes say: {self.health()}")
         result = done.result().result
+        recording.seconds = time.monotonic() - began
         recording.outcome, recording.reason = OUTCOMES[result.outcome], result.reason
         recording.steps, recording.accepted = result.steps, result.chunks
         # The last messages may still be on their way.
