@@ -10,6 +10,7 @@ import torch
 from bitvla_ros.model import BitVLA, BitVLAConfig, LanguageConfig, VisionConfig, build
 from bitvla_ros.model.config import preset
 from bitvla_ros.model.tokenizer import BYTE_TOKENS, byte_tokenizer
+from bitvla_ros.policy.prompt import Prompt
 
 ODD = BitVLAConfig(
     vision=VisionConfig(
@@ -123,9 +124,7 @@ def test_nano_acts_from_its_own_tokenizer_and_is_reproducible():
     assert model.model_hash == again.model_hash != other.model_hash
     assert build("nano", seed=1, activation_bits=None).model_hash != model.model_hash
     tokenizer = byte_tokenizer()
-    content = "<|image_pad|><|image_pad|><proprio_pad>What action should the robot take to wait?"
-    text = tokenizer.apply_chat_template([{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True)
-    ids = tokenizer(text.replace("<|image_pad|>", "<|image_pad|>" * model.config.vision.num_patches), return_tensors="pt").input_ids[0]
+    ids = torch.tensor(Prompt(tokenizer, image_tokens=model.config.vision.num_patches, cameras=2)("wait"))
     inputs = torch.randn(2, 3, 112, 112), ids, torch.zeros(8)
     prediction = model.predict(*inputs)
     assert torch.equal(prediction.normalized_actions, again.predict(*inputs).normalized_actions)
@@ -133,14 +132,12 @@ def test_nano_acts_from_its_own_tokenizer_and_is_reproducible():
     assert prediction.normalized_actions.shape == (8, 7)
 
 
-def test_byte_tokenizer_has_the_ids_and_the_prompt_of_the_reference():
+def test_byte_tokenizer_has_the_ids_of_the_reference():
     tokenizer = byte_tokenizer()
     assert len(tokenizer) == len(BYTE_TOKENS) == 514
     assert tokenizer.convert_tokens_to_ids(["<|image_pad|>", "<proprio_pad>", "<action_0>"]) == [260, 261, 262]
     assert tokenizer("hé\n<|eot_id|>").input_ids == [256, *"hé\n".encode(), 259]
     assert tokenizer.decode([*"hé ".encode()]) == "hé "
-    text = tokenizer.apply_chat_template([{"role": "user", "content": " x "}], tokenize=False, add_generation_prompt=True)
-    assert text.startswith("System: A chat between") and text.endswith("<|eot_id|>User: x<|eot_id|>Assistant: ")
 
 
 def test_unknown_preset_and_dtype_are_refused():

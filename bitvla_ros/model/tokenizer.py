@@ -25,15 +25,6 @@ DOCUMENTED_IDS = {
     PROPRIO_PAD: 128011,
 }
 
-CHAT_TEMPLATE = (
-    "System: A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, detailed, "
-    "and polite answers to the human's questions.<|eot_id|>"
-    "{% for message in messages %}"
-    "{{ message['role'] | capitalize + ': ' + message['content'] | trim + '<|eot_id|>' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'Assistant: ' }}{% endif %}"
-)
-
 _SPECIAL = [BEGIN_OF_TEXT, END_OF_TEXT, PAD, END_OF_TURN, IMAGE_PAD, PROPRIO_PAD, *(f"<action_{i}>" for i in range(ACTION_BINS))]
 
 
@@ -65,6 +56,5 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
         bos_token=BEGIN_OF_TEXT,
         eos_token=END_OF_TEXT,
         pad_token=PAD,
-        chat_template=CHAT_TEMPLATE,
         clean_up_tokenization_spaces=False,
     )

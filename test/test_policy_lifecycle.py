@@ -1,0 +1,188 @@
+"""The policy node's life: what it refuses to be configured with, and how its end is noticed."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("rclpy", reason="no rclpy: install with '.[ros]' or source a ROS installation")
+
+import yaml
+from graph import TestGraph
+from lifecycle_msgs.msg import State, Transition
+from lifecycle_msgs.srv import ChangeState, GetState
+from rcl_interfaces.srv import SetParameters
+from rclpy.event_handler import SubscriptionEventCallbacks
+from rclpy.parameter import Parameter as RosParameter
+from robot import MODULE, START, Robot, recording
+
+from bitvla_ros.msg import ActionChunk as ActionChunkMsg
+from bitvla_ros.nodes.lifecycle import AUTOSTART
+from bitvla_ros.nodes.policy import PARAMETERS
+from bitvla_ros.nodes.qos import CHUNK
+
+pytestmark = [pytest.mark.ros, pytest.mark.timeout(180)]
+
+
+@pytest.fixture(scope="module")
+def unconfigured(tmp_path_factory) -> Iterator[Robot]:
+    with TestGraph(tmp_path_factory.mktemp("configure")) as graph:
+        graph.start("policy", MODULE, {"autostart": False, "control_hz": 20.0, "threads": 1})
+        yield Robot(graph)
+
+
+def configure(robot: Robot, **parameters) -> bool:
+    values = [RosParameter(name, value=value).to_parameter_msg() for name, value in parameters.items()]
+    results = robot.graph.call(SetParameters, "/policy/set_parameters", SetParameters.Request(parameters=values)).results
+    assert all(result.successful for result in results), results
+    request = ChangeState.Request(transition=Transition(id=Transition.TRANSITION_CONFIGURE))
+    return robot.graph.call(ChangeState, "/policy/change_state", request, START).success
+
+
+def damage(checkpoint: Path, folder: Path, how: str) -> Path:
+    """A copy of a checkpoint with one thing wrong."""
+    from safetensors.torch import load_file, save_file
+
+    copy = folder / how
+    shutil.copytree(checkpoint, copy)
+    for path in copy.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    copy.chmod(0o755)
+    weights = copy / "model.safetensors"
+    if how == "truncated":
+        weights.write_bytes(weights.read_bytes()[:-1000])
+    elif how == "nan":
+        tensors = load_file(weights)
+        name = next(name for name in tensors if "mlp" in name)
+        tensors[name].view(-1)[3] = float("nan")
+        save_file(tensors, weights, {"format": "pt"})
+    elif how == "no_weights":
+        weights.unlink()
+    elif how == "wrong_shape":
+        tensors = load_file(weights)
+        name = next(name for name in tensors if "mlp" in name and tensors[name].ndim == 2)
+        tensors[name] = tensors[name][:-1].contiguous()
+        save_file(tensors, weights, {"format": "pt"})
+    return copy
+
+
+def refused_configuration(robot: Robot, **parameters) -> str:
+    seen = len(robot.statuses())
+    assert not configure(robot, **parameters)
+    assert robot.graph.call(GetState, "/policy/get_state", GetState.Request()).current_state.id == State.PRIMARY_STATE_UNCONFIGURED
+    failed = robot.graph.wait(lambda: [s for s in robot.statuses()[seen:] if s.level == b"\x02"], "error on /diagnostics")
+    return failed[-1].message
+
+
+DEFAULT = {"policy": "bitvla", "model": "", "norm_key": "", "state_source": "pose", "device": "cpu"}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "expected"),
+    [
+        ({}, "the parameter model is empty"),
+        ({"model": "random:giant"}, "nano"),
+        ({"model": "random:nano", "norm_key": "libero"}, "random weights know nothing of norm_key"),
+        ({"policy": "replay", "model": "/nowhere/recording.npz"}, "expected an .npz file"),
+        ({"policy": "expert", "suite": "tabletop_juggling"}, "tabletop_object"),
+        ({"device": "cuda:99", "model": "random:nano"}, "give cpu"),
+        ({"state_source": "tf"}, "apt install ros-"),
+    ],
+)
+def test_wrong_configuration_is_refused_with_the_remedy(unconfigured, parameters, expected) -> None:
+    if "control_hz" not in parameters and parameters.get("model", "").startswith("random:"):
+        parameters = {"control_hz": 0.0, **parameters}
+    message = refused_configuration(unconfigured, **{**DEFAULT, **parameters})
+    assert message.startswith("configure failed: ") and expected in message
+
+
+@pytest.mark.parametrize(
+    ("how", "parameters", "expected"),
+    [
+        ("missing", {}, "missing"),
+        ("truncated", {}, "model.safetensors"),
+        ("nan", {}, "finite|NaN|nan"),
+        ("no_weights", {}, "safetensors"),
+        ("wrong_shape", {}, "shape"),
+        ("whole", {"norm_key": "bridge_orig"}, "bridge_orig.*libero_spatial_no_noops"),
+    ],
+)
+def test_broken_checkpoint_is_refused_and_the_node_stays_unconfigured(unconfigured, shared, tmp_path, how, parameters, expected) -> None:
+    import re
+
+    checkpoint = shared / "golden/bitvla_tiny/checkpoint/bitvla_tiny_a"
+    model = tmp_path / "missing" if how == "missing" else damage(checkpoint, tmp_path, how)
+    message = refused_configuration(unconfigured, **{**DEFAULT, "control_hz": 20.0, "model": str(model), **parameters})
+    assert re.search(expected, message), message
+
+
+def test_refused_node_can_be_put_right(unconfigured, shared) -> None:
+    refused_configuration(unconfigured, **DEFAULT)
+    model = str(shared / "golden/bitvla_tiny/checkpoint/bitvla_tiny_a")
+    assert configure(unconfigured, **{**DEFAULT, "model": model, "control_hz": 20.0})
+    for transition in (Transition.TRANSITION_ACTIVATE, Transition.TRANSITION_DEACTIVATE, Transition.TRANSITION_CLEANUP):
+        request = ChangeState.Request(transition=Transition(id=transition))
+        assert unconfigured.graph.call(ChangeState, "/policy/change_state", request).success
+
+
+# ---- liveliness and the end
+
+
+class Liveliness:
+    """Counts of the publishers alive, as a subscriber of action_chunk sees them."""
+
+    def __init__(self, graph: TestGraph) -> None:
+        self.alive: list[int] = []
+        callbacks = SubscriptionEventCallbacks(liveliness=lambda event: self.alive.append(event.alive_count))
+        graph.node.create_subscription(ActionChunkMsg, "action_chunk", lambda message: None, CHUNK, event_callbacks=callbacks)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_killed_or_stopped_node_loses_its_liveliness(tmp_path, number) -> None:
+    with TestGraph(tmp_path) as graph:
+        graph.start("policy", MODULE, {"policy": "replay", "model": str(recording(tmp_path / "recording.npz"))})
+        liveliness = Liveliness(graph)
+        graph.wait(lambda: liveliness.alive and liveliness.alive[-1] == 1, "liveliness")
+        graph.kill("policy", number)
+        began = time.monotonic()
+        graph.wait(lambda: liveliness.alive[-1] == 0, "loss of liveliness", 5.0)
+        print(f"lost within {(time.monotonic() - began) * 1e3:.0f} ms")
+        if number == signal.SIGSTOP:
+            graph.kill("policy", signal.SIGCONT)
+
+
+def test_inactive_node_is_not_alive_and_can_begin_again(tmp_path) -> None:
+    with TestGraph(tmp_path) as graph:
+        graph.start("policy", MODULE, {"policy": "replay", "model": str(recording(tmp_path / "recording.npz"))})
+        liveliness = Liveliness(graph)
+        robot = Robot(graph)
+        robot.task()
+        robot.answer()
+        for transition, alive in ((Transition.TRANSITION_DEACTIVATE, 0), (Transition.TRANSITION_ACTIVATE, 1)):
+            request = ChangeState.Request(transition=Transition(id=transition))
+            assert graph.call(ChangeState, "/policy/change_state", request).success
+            graph.wait(lambda alive=alive: liveliness.alive[-1] == alive, f"{alive} alive")
+        robot.answer()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_node_ends_cleanly_on_a_signal(tmp_path, number) -> None:
+    with TestGraph(tmp_path) as graph:
+        process = graph.start("policy", MODULE, {"policy": "replay", "model": str(recording(tmp_path / "recording.npz"))})
+        robot = Robot(graph)
+        robot.task()
+        robot.answer()
+        graph.kill("policy", number)
+        assert process.popen.wait(20) == 0, process.tail()
+        assert "Traceback" not in process.tail(40)
+
+
+def test_parameter_file_shows_every_default() -> None:
+    path = Path(__file__).resolve().parents[1] / "config/policy.yaml"
+    shown = yaml.safe_load(path.read_text())["/**"]["ros__parameters"]
+    assert shown == {p.name: list(p.default) if isinstance(p.default, tuple) else p.default for p in (AUTOSTART, *PARAMETERS)}
