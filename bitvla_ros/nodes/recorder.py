@@ -74,6 +74,7 @@ class Recorder(Node):
         self._cameras = tuple(cameras)
         self._episode: Episode | None = None  # only replaced, never changed, by the caller's thread
         self._newest = 0  # stamp of the newest tick, to see whether anything happens
+        self._newest_tick = 0
         images = LATCHED if lockstep else BEST_EFFORT
         for role in self._cameras:
             self.create_subscription(Image, f"camera/{role}/image_raw", partial(self._on_image, role), images)
@@ -157,6 +158,7 @@ class Recorder(Node):
         recording.steps, recording.accepted = result.steps, result.chunks
         # The last messages may still be on their way.
         self._until(lambda: len(recording.commands) >= result.steps and len(recording.chunks) >= result.chunks, 2.0)
+        self._until(lambda: self._newest_tick > max((command.tick for command in recording.commands), default=0), 2.0)
         self._until(lambda: all(self._newest in images for images in recording.images.values()), 2.0)
         self._episode = None
         recording.states = {stamp: state for stamp, state in list(recording.states.items()) if state.tick >= answer.tick}
@@ -195,7 +197,7 @@ class Recorder(Node):
             episode.images[role][stamp_to_ns(image.header.stamp)] = image
 
     def _on_state(self, state: SimulationState) -> None:
-        self._newest = stamp_to_ns(state.header.stamp)
+        self._newest, self._newest_tick = stamp_to_ns(state.header.stamp), state.tick
         if (episode := self._episode) is not None:
             episode.states[self._newest] = state
 
