@@ -5,13 +5,24 @@ Both round half to even, work in float32 whatever comes in, and pass gradients s
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 FLOOR = 1e-5  # of both scales, so that zeros quantize to zeros
 INT8_MAX = 127
+
+
+class QuantizedActivation(NamedTuple):
+    """An activation [..., K] as every backend's matmul reads it. x ~ codes * absmax / 127.
+
+    A backend stores weights as codes + 1 = 0, 1, 2, sums a * (c + 1), and takes `sums` off once at the end.
+    """
+
+    codes: Tensor  # int8 [..., Kp], Kp = K rounded up to a multiple of 16, zeros behind K
+    absmax: Tensor  # float32 [...], of each token
+    sums: Tensor  # int32 [...], of each token's codes
 
 
 def weight_scale(weight: Tensor) -> Tensor:
