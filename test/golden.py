@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bitvla_ros.model import BitVLA, load_checkpoint
-from bitvla_ros.model.language import RMSNorm, rotary_table, rotate, squared_relu
+from bitvla_ros.model.language import RMSNorm, rotary_table, rotate
 from bitvla_ros.ternary import TernaryLinear
+from bitvla_ros.ternary.fused import squared_relu
 from bitvla_ros.ternary.quantize import fake_quantize_activation, fake_quantize_weight, quantize_activation, quantize_weight
 from bitvla_ros.ternary.reference import integer_matmul
 

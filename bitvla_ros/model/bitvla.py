@@ -12,6 +12,7 @@ that follows it. arXiv 2506.07530, sections III and IV.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,11 +20,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..ternary import TernaryLinear
+from ..ternary import Backend, TernaryLinear, choose
+from ..ternary.pack import PackedWeight, pack_weight
 from .config import BitVLAConfig
 from .heads import ActionHead, Connector, ProprioProjector
 from .language import LanguageModel
 from .vision import VisionTower
+
+# Layers that read the same input: a backend quantizes it once, and may serve them in one launch.
+SHARED_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 
 class Prediction(NamedTuple):
@@ -39,7 +44,8 @@ class BitVLA(nn.Module):
 
     norm_stats: {"action": ..., "proprio": ...}, the dataset statistics under norm_key; None where a model has none.
     path: the directory the weights came from, which holds the tokenizer too; None for random weights.
-    model_hash: identifies configuration and stored weights.
+    model_hash: identifies configuration and weights as they are stored. So a checkpoint and its packed form, which give the same
+    chunks up to int8 rounding, have two hashes; the packed directory names the checkpoint's as its provenance.
     """
 
     def __init__(self, config: BitVLAConfig) -> None:
@@ -65,16 +71,15 @@ class BitVLA(nn.Module):
         input_ids: int [P], the tokenized prompt, with one image token for each patch of each image.
         proprio: float [proprio_dim], already normalised; None for a model without proprioception.
         """
-        device = self.connector.linear_1.weight.device
         batch = self(
-            pixel_values[None].to(device),
-            input_ids[None].to(device),
-            None if proprio is None else proprio[None].to(device),
+            pixel_values[None].to(self.device),
+            input_ids[None],
+            None if proprio is None else proprio[None].to(self.device),
         )
         return Prediction(batch.action_hidden[0], batch.normalized_actions[0])
 
     def forward(self, pixel_values: Tensor, input_ids: Tensor, proprio: Tensor | None, prompt_lengths: Tensor | None = None) -> Prediction:
-        """A batch, for training too: [B, n, 3, H, W], [B, P], [B, proprio_dim] or None.
+        """A batch, for training too: [B, n, 3, H, W], [B, P], [B, proprio_dim] or None. `input_ids` may be on another device.
 
         prompt_lengths: int [B]; `input_ids` beyond a prompt's length are padding, which nothing sees. None: no padding.
         """
@@ -86,11 +91,12 @@ class BitVLA(nn.Module):
 
         ids = F.pad(input_ids, (0, actions + 1)).masked_fill(position >= start, self.config.stop_token_id)
         embeddings = self.embed(pixel_values, ids, proprio)
-        embeddings = embeddings.masked_fill(((start <= position) & (position < stop))[..., None], 0)
+        placeholders = (start <= position) & (position < stop)
+        embeddings = embeddings.masked_fill(placeholders[..., None].to(self.device), 0)
         mask = self.attention_mask(None if prompt_lengths is None else position > stop, len(position))
         hidden = self.language(embeddings, mask)
 
-        read = self.read_positions(lengths)[..., None].expand(-1, -1, hidden.shape[-1])
+        read = self.read_positions(lengths)[..., None].expand(-1, -1, hidden.shape[-1]).to(self.device)
         action_hidden = hidden.gather(1, read)
         assert self.action_head is not None
         return Prediction(action_hidden, self.action_head(action_hidden.unflatten(1, (self.config.chunk, -1)).flatten(2)))
@@ -98,7 +104,8 @@ class BitVLA(nn.Module):
     def embed(self, pixel_values: Tensor, ids: Tensor, proprio: Tensor | None) -> Tensor:
         """[B, n, 3, H, W], [B, S], [B, proprio_dim] or None -> [B, S, hidden_size]: images and state in the places of their tokens."""
         dtype = self.connector.linear_1.weight.dtype
-        embeddings = self.language.embed_tokens(ids).to(dtype)
+        table = self.language.embed_tokens
+        embeddings = table(ids.to(table.weight.device)).to(self.device, dtype)
         images = self.connector(self.vision(pixel_values.flatten(0, 1).to(dtype)))
         embeddings = _fill(embeddings, ids == self.config.image_token_id, images, "image", pixel_values.shape[1] * images.shape[1])
         if self.proprio_projector is not None:
@@ -113,25 +120,68 @@ class BitVLA(nn.Module):
 
     def attention_mask(self, is_padding: Tensor | None, length: int) -> Tensor | None:
         """bool, True where a row sees a column; None where every token sees every token. is_padding: bool [B, length] or None."""
-        mask = None if is_padding is None else ~is_padding[:, None, None, :]
+        mask = None if is_padding is None else ~is_padding[:, None, None, :].to(self.device)
         if self.config.attention == "bidirectional":
             return mask
-        causal = torch.ones(length, length, dtype=torch.bool, device=self.connector.linear_1.weight.device).tril()
+        causal = torch.ones(length, length, dtype=torch.bool, device=self.device).tril()
         return causal if mask is None else causal & mask
 
-    def freeze(self) -> BitVLA:
-        """Quantize every ternary weight once and for all: faster, the same numbers, no further training. Returns the model."""
-        for layer in self._ternary_layers():
-            layer.freeze()
+    # ---- packed weights
+
+    @torch.no_grad()
+    def pack(self, backend: str = "auto", device: torch.device | str = "cpu") -> BitVLA:
+        """Quantize every ternary weight once and for all, to two bits: small and fast, but without further training.
+
+        backend, device: see `set_packed`. Returns the model. Master weights go one by one, so that both are never there at once.
+        """
+        if self.config.activation_bits is None:
+            raise ValueError("packed weights need int8 activations: a model without activation quantization keeps its master weights")
+        choose(backend, device)  # raises before anything is lost
+        weights = {}
+        for name, layer in self.ternary_layers().items():
+            if layer.weight is None:
+                raise RuntimeError("this model is packed already")
+            weights[name] = pack_weight(layer.weight)
+            layer.weight = None
+        return self.set_packed(weights, backend, device)
+
+    def set_packed(self, weights: Mapping[str, PackedWeight], backend: str = "auto", device: torch.device | str = "cpu") -> BitVLA:
+        """Take packed weights, one for each of `ternary_layers` by its name, in the layout of `ternary.pack`, and move to `device`.
+
+        backend: of `ternary.choose`, which raises BackendError. The embedding table stays where it is, memory-mapped perhaps: a few
+        rows of it are read in a forward pass. Returns the model, for inference only.
+        """
+        layers, device, chosen = self.ternary_layers(), torch.device(device), choose(backend, device)
+        if weights.keys() != layers.keys():
+            differing = sorted(weights.keys() ^ layers.keys())
+            raise ValueError(f"{len(weights)} packed weights for {len(layers)} ternary layers: {differing[0]} is in one of them only")
+        if chosen.problem(device) is not None:  # a GPU for which `auto` found no Triton
+            device = torch.device("cpu")
+        for group in _sharing_input(layers):
+            for name, weight in zip(group, chosen.prepare([weights[name] for name in group], device), strict=True):
+                layers[name].set_packed(weight, chosen)
+        for module in (self.vision, self.connector, self.language.layers, self.language.norm, self.proprio_projector, self.action_head):
+            if module is not None:
+                module.to(device)
         return self.eval().requires_grad_(False)
 
-    def train(self, mode: bool = True) -> BitVLA:
-        if mode and any(layer.weight is None for layer in self._ternary_layers()):
-            raise RuntimeError("a frozen model has no master weights left to train: load the checkpoint again")
-        return super().train(mode)
+    def ternary_layers(self) -> dict[str, TernaryLinear]:
+        return {name: module for name, module in self.named_modules() if isinstance(module, TernaryLinear)}
 
-    def _ternary_layers(self) -> list[TernaryLinear]:
-        return [module for module in self.modules() if isinstance(module, TernaryLinear)]
+    @property
+    def backend(self) -> Backend | None:
+        """What packed layers run on; None while they hold master weights."""
+        return next(iter(self.ternary_layers().values())).backend
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network runs."""
+        return self.connector.linear_1.weight.device
+
+    def train(self, mode: bool = True) -> BitVLA:
+        if mode and self.backend is not None:
+            raise RuntimeError("a packed model has no master weights left to train: load the checkpoint again")
+        return super().train(mode)
 
     def _check_inputs(self, pixel_values: Tensor, input_ids: Tensor, proprio: Tensor | None) -> None:
         if self.action_head is None:
@@ -154,4 +204,14 @@ def _fill(embeddings: Tensor, where: Tensor, values: Tensor, what: str, expected
     found = where.sum(1)
     if bool((found != expected).any()):
         raise ValueError(f"the prompt has {found.tolist()} {what} tokens: expected {expected} in each")
-    return embeddings.masked_scatter(where[..., None], values)
+    return embeddings.masked_scatter(where[..., None].to(embeddings.device), values)
+
+
+def _sharing_input(names: Iterable[str]) -> list[list[str]]:
+    """The names of ternary layers, those together that read the same input."""
+    groups: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for name in names:
+        parent, _, leaf = name.rpartition(".")
+        together = next((leaves for leaves in SHARED_INPUT if leaf in leaves), (leaf,))
+        groups.setdefault((parent, together), []).append(name)
+    return list(groups.values())

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ternary import TernaryLinear
+from ..ternary.fused import norm_linear, squared_relu_norm_linear
 from .config import LanguageConfig
 
 
@@ -41,12 +42,12 @@ class DecoderLayer(nn.Module):
         self.mlp = MLP(config, activation_bits)
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rotary, mask)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        x = self.self_attn(x, self.input_layernorm, rotary, mask)
+        return self.mlp(x, self.post_attention_layernorm)
 
 
 class Attention(nn.Module):
-    """Grouped-query attention. BitNet normalises once more before the output projection (attn_sub_norm)."""
+    """x + attention(norm(x)), with grouped queries. BitNet normalises once more before the output projection (attn_sub_norm)."""
 
     def __init__(self, config: LanguageConfig, activation_bits: int | None) -> None:
         super().__init__()
@@ -59,16 +60,17 @@ class Attention(nn.Module):
         self.o_proj = TernaryLinear(config.hidden_size, config.hidden_size, activation_bits=activation_bits)
         self.attn_sub_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
-        q, k, v = (p(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
+    def forward(self, x: Tensor, norm: RMSNorm, rotary: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
+        projected = norm_linear(norm, (self.q_proj, self.k_proj, self.v_proj), x)
+        q, k, v = (p.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for p in projected)
         q, k = rotate(q, rotary), rotate(k, rotary)
         k, v = (t.repeat_interleave(self.groups, dim=1) for t in (k, v))
-        seen = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.o_proj(self.attn_sub_norm(seen.transpose(1, 2).flatten(2)))
+        seen = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+        return norm_linear(self.attn_sub_norm, (self.o_proj,), seen, residual=x)[0]
 
 
 class MLP(nn.Module):
-    """Gated by a squared ReLU, normalised before the way down (ffn_sub_norm)."""
+    """x + mlp(norm(x)), gated by a squared ReLU, and normalised before the way down (ffn_sub_norm)."""
 
     def __init__(self, config: LanguageConfig, activation_bits: int | None) -> None:
         super().__init__()
@@ -77,8 +79,9 @@ class MLP(nn.Module):
         self.down_proj = TernaryLinear(config.intermediate_size, config.hidden_size, activation_bits=activation_bits)
         self.ffn_sub_norm = RMSNorm(config.intermediate_size, config.rms_norm_eps)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(self.ffn_sub_norm(squared_relu(self.gate_proj(x)) * self.up_proj(x)))
+    def forward(self, x: Tensor, norm: RMSNorm) -> Tensor:
+        gate, up = norm_linear(norm, (self.gate_proj, self.up_proj), x)
+        return squared_relu_norm_linear(self.ffn_sub_norm, self.down_proj, gate, up, residual=x)
 
 
 class RMSNorm(nn.Module):
@@ -92,10 +95,6 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x32 = x.float()
         return self.weight * (x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
-
-
-def squared_relu(x: Tensor) -> Tensor:
-    return F.relu(x).square()
 
 
 def rotary_table(length: int, head_dim: int, theta: float, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ternary import TernaryLinear
+from ..ternary.fused import gelu_linear, linear, norm_linear
 from .config import VisionConfig
 
 
@@ -41,11 +42,13 @@ class VisionLayer(nn.Module):
         self.mlp = VisionMLP(config, activation_bits)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.self_attn(self.layer_norm1(x))
-        return x + self.mlp(self.layer_norm2(x))
+        x = self.self_attn(x, self.layer_norm1)
+        return self.mlp(x, self.layer_norm2)
 
 
 class VisionAttention(nn.Module):
+    """x + attention(norm(x))."""
+
     def __init__(self, config: VisionConfig, activation_bits: int | None) -> None:
         super().__init__()
         self.heads = config.num_attention_heads
@@ -54,20 +57,24 @@ class VisionAttention(nn.Module):
         self.v_proj = _linear(config, activation_bits, config.hidden_size, config.hidden_size)
         self.out_proj = _linear(config, activation_bits, config.hidden_size, config.hidden_size)
 
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (p(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
-        seen = F.scaled_dot_product_attention(q, k, v)
-        return self.out_proj(seen.transpose(1, 2).flatten(2))
+    def forward(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
+        projected = norm_linear(norm, (self.q_proj, self.k_proj, self.v_proj), x)
+        q, k, v = (p.unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in projected)
+        seen = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return linear(self.out_proj, seen, residual=x)
 
 
 class VisionMLP(nn.Module):
+    """x + mlp(norm(x))."""
+
     def __init__(self, config: VisionConfig, activation_bits: int | None) -> None:
         super().__init__()
         self.fc1 = _linear(config, activation_bits, config.hidden_size, config.intermediate_size)
         self.fc2 = _linear(config, activation_bits, config.intermediate_size, config.hidden_size)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+    def forward(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
+        (inner,) = norm_linear(norm, (self.fc1,), x)
+        return gelu_linear(self.fc2, inner, residual=x)
 
 
 def _linear(config: VisionConfig, activation_bits: int | None, in_features: int, out_features: int) -> nn.Module:

@@ -101,7 +101,7 @@ class BitVLAPolicy:
         assert model.path is not None
         recipe = ImageRecipe.from_checkpoint(model.path, rotate_180=rotate_180, jpeg=jpeg, fit=fit)
         policy = cls(model, load_tokenizer(model.path), recipe=recipe, cameras=cameras, frame=frame)
-        model.to(device).freeze()
+        model.pack()
         return policy
 
     @classmethod
@@ -135,7 +135,7 @@ class BitVLAPolicy:
             control_hz=model.config.control_hz or 20.0,
             frame=frame,
         )
-        model.to(device).freeze()
+        model.pack()
         return policy
 
     def reset(self) -> None:
