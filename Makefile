@@ -10,7 +10,7 @@ export PYTHON TORCH_INDEX
 TEST_ENVIRONMENT = ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST ROS_PYTHON_CHECK_FIELDS=1 OMP_NUM_THREADS=2
 
 REQUIREMENTS = constraints.txt setup.cfg pyproject.toml scripts/environment.sh scripts/check_system.py
-BUILD = setup.py package.xml CMakeLists.txt $(wildcard cmake/* msg/* srv/* action/*)
+BUILD = setup.py package.xml CMakeLists.txt $(wildcard cmake/* msg/* srv/* action/* bitvla_ros/ternary/kernel/*)
 
 .PHONY: help demo test test-libero test-colcon test-kilted test-jazzy lint bench clean
 .DEFAULT_GOAL := help
@@ -41,7 +41,7 @@ bench: .venv/complete  ## how long a chunk takes here, and where the time goes
 
 clean:  ## remove the environments and everything built
 	rm -rf .venv .venv-libero .venv-kilted .venv-jazzy build dist install log *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	rm -rf bitvla_ros/msg bitvla_ros/srv bitvla_ros/action bitvla_ros/*.so
+	rm -rf bitvla_ros/msg bitvla_ros/srv bitvla_ros/action bitvla_ros/*.so bitvla_ros/ternary/*.so
 
 .venv/complete: $(REQUIREMENTS) $(BUILD)
 	@scripts/environment.sh .venv main

@@ -1,6 +1,7 @@
 """pip's way to the package: run CMakeLists.txt, the same that colcon runs, and hand its results to setuptools.
 
-CMake generates the interfaces; setuptools packs the Python modules, the generated modules, their C libraries and share/.
+CMake generates the interfaces and compiles the CPU kernel; setuptools packs the Python modules, the generated modules, their C
+libraries and share/. Without ROS, CMake compiles the kernel alone.
 Metadata stands in setup.cfg, the version in package.xml.
 """
 
@@ -19,6 +20,8 @@ from setuptools.command.build import build
 NAME = "bitvla_ros"
 ROOT = Path(__file__).resolve().parent
 EXECUTABLES = ("policy_node", "controller_node", "simulation_node", "bitvla")
+KERNEL = f"{NAME}/ternary/kernel"
+LIBRARY = "libternary.so"
 SHARED = ("launch", "config", "msg", "srv", "action")  # of share/bitvla_ros; the rest serves CMake and colcon
 
 # `ros2 run` and launch files look for executables in lib/bitvla_ros, pip puts console scripts into bin/.
@@ -35,10 +38,15 @@ def ros_prefixes() -> list[Path]:
     return []
 
 
-class BuildInterfaces(Command):
-    """Generates msg/, srv/ and action/ with CMake and installs what a Python process needs of them."""
+def replace(library: Path, folder: Path) -> None:
+    """Copies it there under another name first: a process that runs on the old library keeps it."""
+    os.replace(shutil.copy2(library, folder / f"{library.name}.new"), folder / library.name)
 
-    description = "generate and compile the ROS interfaces with CMake"
+
+class BuildNative(Command):
+    """Runs CMake and installs what a Python process needs of msg/, srv/, action/ and the CPU kernel."""
+
+    description = "compile the CPU kernel, generate and compile the ROS interfaces with CMake"
     user_options: list[tuple[str, str, str]] = []
     editable_mode = False
 
@@ -50,6 +58,8 @@ class BuildInterfaces(Command):
         self.set_undefined_options("build", ("build_lib", "build_lib"), ("build_temp", "build_temp"))
 
     def run(self) -> None:
+        # In place the libraries stand beside the sources.
+        target = ROOT / NAME if self.editable_mode else Path(self.build_lib or "") / NAME
         prefixes = ros_prefixes()
         if not prefixes:
             print(
@@ -57,35 +67,36 @@ class BuildInterfaces(Command):
                 "core alone: no bitvla_ros.msg, no nodes. With a ROS from apt, source it and use `colcon build`.",
                 file=sys.stderr,
             )
+            stage = self.cmake(ROOT / KERNEL)
+            replace(stage / LIBRARY, target / "ternary")
             return
-        stage = self.cmake(prefixes)
+        path = os.pathsep.join(map(str, prefixes))
+        packages = [entry for prefix in prefixes for entry in map(str, prefix.glob("**/python3*/*-packages"))]
+        python = os.pathsep.join([*packages, *filter(None, sys.path)])
+        stage = self.cmake(ROOT, AMENT_PREFIX_PATH=path, CMAKE_PREFIX_PATH=path, PYTHONPATH=python)
         generated = next(stage.glob(f"**/*-packages/{NAME}"))
-        target = ROOT / NAME if self.editable_mode else Path(self.build_lib or "") / NAME
         for folder in ("msg", "srv", "action"):
             shutil.rmtree(target / folder, ignore_errors=True)
             shutil.copytree(generated / folder, target / folder, ignore=shutil.ignore_patterns("*.c", "__pycache__"))
         for library in generated.glob("*.so"):
-            shutil.copy2(library, target)
+            replace(library, target)
+        replace(generated / "ternary" / LIBRARY, target / "ternary")
         self.add_data_files(stage)
 
-    def cmake(self, prefixes: list[Path]) -> Path:
+    def cmake(self, source: Path, **environment: str) -> Path:
         """Configure, build and install into a staging folder; returns it."""
         # A cache from another isolated build names folders that are gone.
         folder = Path(self.build_temp or "").resolve() / "cmake"
         shutil.rmtree(folder, ignore_errors=True)
         stage = folder / "stage"
-        path = os.pathsep.join(map(str, prefixes))
-        environment = dict(os.environ, AMENT_PREFIX_PATH=path, CMAKE_PREFIX_PATH=path)
-        packages = [entry for prefix in prefixes for entry in map(str, prefix.glob("**/python3*/*-packages"))]
-        environment["PYTHONPATH"] = os.pathsep.join([*packages, *filter(None, sys.path)])
         generator = ["-G", "Ninja"] if shutil.which("ninja") else []
         options = [f"-DPython3_EXECUTABLE={sys.executable}", f"-DCMAKE_INSTALL_PREFIX={stage}", "-DBUILD_TESTING=OFF"]
         for command in (
-            ["cmake", "-S", str(ROOT), "-B", str(folder), *generator, "-DCMAKE_BUILD_TYPE=Release", *options],
+            ["cmake", "-S", str(source), "-B", str(folder), *generator, "-DCMAKE_BUILD_TYPE=Release", *options],
             ["cmake", "--build", str(folder), "--parallel"],
             ["cmake", "--install", str(folder)],
         ):
-            subprocess.run(command, check=True, env=environment)
+            subprocess.run(command, check=True, env={**os.environ, **environment})
         return stage
 
     def add_data_files(self, stage: Path) -> None:
@@ -105,7 +116,7 @@ class BuildInterfaces(Command):
             self.distribution.data_files.append((str(path.parent.relative_to(stage)), [str(path)]))
 
     def get_source_files(self) -> list[str]:
-        patterns = ("CMakeLists.txt", "package.xml", "cmake/*", "msg/*", "srv/*", "action/*", "launch/*", "config/*")
+        patterns = ("CMakeLists.txt", "package.xml", "cmake/*", "msg/*", "srv/*", "action/*", "launch/*", "config/*", f"{KERNEL}/*")
         return [str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern) if path.is_file()]
 
     def get_outputs(self) -> list[str]:
@@ -116,14 +127,14 @@ class BuildInterfaces(Command):
 
 
 class Build(build):
-    sub_commands = [*build.sub_commands, ("build_interfaces", None)]
+    sub_commands = [*build.sub_commands, ("build_native", None)]
 
 
 class PlatformDistribution(Distribution):
-    """The interfaces are compiled: the wheel belongs to one platform and one Python, and its data files are known only later."""
+    """The libraries are compiled: the wheel belongs to one platform and one Python, and its data files are known only later."""
 
     def has_ext_modules(self) -> bool:
-        return bool(ros_prefixes())
+        return True
 
     def has_data(self) -> bool:  # asked by setuptools' editable_wheel
         return True
@@ -134,6 +145,6 @@ class PlatformDistribution(Distribution):
 setup(
     version=ElementTree.parse(ROOT / "package.xml").getroot().findtext("version"),
     data_files=[],
-    cmdclass={"build": Build, "build_interfaces": BuildInterfaces},
+    cmdclass={"build": Build, "build_native": BuildNative},
     distclass=PlatformDistribution,
 )

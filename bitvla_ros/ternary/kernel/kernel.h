@@ -1,0 +1,50 @@
+/* What an instruction set brings to the product. */
+#ifndef BITVLA_KERNEL_H
+#define BITVLA_KERNEL_H
+
+#include <stdint.h>
+
+#include "ternary.h"
+
+enum { MOST_THREADS = 1024 };
+
+/* Where sums go: integers if that is set, else y. */
+struct output {
+    const int32_t *sums;
+    const float *absmax;
+    float scale;
+    const float *bias, *residual;
+    int64_t ld_residual;
+    float *y;
+    int32_t *integers;
+    int64_t ld;
+};
+
+/* A panel is `rows` rows wide (or 16, at the end of a matrix) and holds some columns as unpacked codes 0, 1, 2, in an order of the
+ * kernel's own. Panels and accumulators are aligned to 64 bytes. */
+struct kernel {
+    int rows;     /* of a panel, a multiple of 16 */
+    int blocks;   /* of 16 columns that a panel holds at most */
+    int tokens;   /* that are multiplied at once, in registers */
+
+    /* words: of the panel's first row and block; stride: rows a block of words holds. */
+    void (*unpack)(const uint8_t *words, int64_t stride, int64_t blocks, int rows, uint8_t *panel);
+
+    /* accumulators [tokens, rows] += codes [tokens, 16 blocks] * panel */
+    void (*accumulate)(
+        const int8_t *codes, int64_t ld, int64_t tokens, const uint8_t *panel, int64_t blocks, int rows, int32_t *accumulators);
+
+    /* accumulators [tokens, rows] -> the first `valid` rows of the output, at [token, row] */
+    void (*finish)(
+        const struct output *out, const int32_t *accumulators, int rows, int valid, int64_t token, int64_t tokens, int64_t row);
+
+    /* Multiply-accumulates on registers, `rounds` times over; returns how many it did. */
+    double (*spin)(int64_t rounds);
+};
+
+/* Null where this build or this processor lacks the instruction set. */
+const struct kernel *bitvla_kernel(int isa);
+
+extern const struct kernel bitvla_scalar, bitvla_avx2, bitvla_avxvnni, bitvla_avx512vnni, bitvla_neon;
+
+#endif

@@ -1,0 +1,53 @@
+/* Plain C, for processors without any of the others. A panel is [columns][16]. */
+#include <string.h>
+
+#include "finish.h"
+
+enum { ROWS = 16, BLOCKS = 64 };
+
+static void unpack(const uint8_t *words, int64_t stride, int64_t blocks, int rows, uint8_t *panel)
+{
+    (void)rows;
+    for (int64_t b = 0; b < blocks; b++)
+        for (int r = 0; r < ROWS; r++)
+            for (int j = 0; j < 4; j++) {
+                const uint8_t byte = words[(b * stride + r) * 4 + j];
+                for (int s = 0; s < 4; s++)
+                    panel[(16 * b + 4 * s + j) * ROWS + r] = byte >> 2 * s & 3;
+            }
+}
+
+static void accumulate(
+    const int8_t *codes, int64_t ld, int64_t tokens, const uint8_t *panel, int64_t blocks, int rows, int32_t *accumulators)
+{
+    (void)rows;
+    for (int64_t t = 0; t < tokens; t++) {
+        int32_t sum[ROWS];
+        memcpy(sum, accumulators + t * ROWS, sizeof sum);
+        for (int64_t b = 0; b < blocks; b++) {
+            int16_t part[ROWS] = {0};  /* 16 products of at most 256 */
+            for (int k = 0; k < 16; k++)
+                for (int r = 0; r < ROWS; r++)
+                    part[r] += (int16_t)(codes[t * ld + 16 * b + k] * panel[(16 * b + k) * ROWS + r]);
+            for (int r = 0; r < ROWS; r++)
+                sum[r] += part[r];
+        }
+        memcpy(accumulators + t * ROWS, sum, sizeof sum);
+    }
+}
+
+/* Not registers alone, but nothing beyond the first cache. */
+static double spin(int64_t rounds)
+{
+    enum { TOKENS = 4, COLUMNS = 256 };
+    static const int8_t codes[TOKENS * COLUMNS];
+    static const uint8_t panel[COLUMNS * ROWS];
+    int32_t accumulators[TOKENS * ROWS] = {0};
+    for (int64_t i = 0; i < rounds; i++) {
+        accumulate(codes, COLUMNS, TOKENS, panel, COLUMNS / 16, ROWS, accumulators);
+        __asm__ volatile("" : : "r"(accumulators) : "memory");
+    }
+    return (double)rounds * TOKENS * COLUMNS * ROWS;
+}
+
+const struct kernel bitvla_scalar = {ROWS, BLOCKS, 1, unpack, accumulate, finish, spin};
