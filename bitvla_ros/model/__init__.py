@@ -1,8 +1,9 @@
 """The BitVLA network."""
 
 from .bitvla import BitVLA, Prediction
-from .checkpoint import CheckpointError, build, load_checkpoint
+from .checkpoint import CheckpointError, load_checkpoint
 from .config import BitVLAConfig, LanguageConfig, VisionConfig
+from .random_weights import build, with_byte_tokenizer
 
 __all__ = [
     "BitVLA",
@@ -13,4 +14,5 @@ __all__ = [
     "VisionConfig",
     "build",
     "load_checkpoint",
+    "with_byte_tokenizer",
 ]

@@ -1,4 +1,4 @@
-"""Reading checkpoints in the layout of the BitVLA repository, and building models with random weights.
+"""Reading checkpoints in the layout of the BitVLA repository.
 
 A checkpoint is a directory: config.json, model.safetensors (or shards with an index), tokenizer.json; a fine-tuned one also has
 action_head--*_checkpoint.pt, proprio_projector--*_checkpoint.pt and dataset_statistics.json. Everything is checked before a
@@ -11,21 +11,24 @@ import hashlib
 import json
 import pickle
 import re
+import zipfile
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .bitvla import BitVLA
-from .config import BitVLAConfig, LanguageConfig, VisionConfig, preset
+from .config import BitVLAConfig, LanguageConfig, VisionConfig
 from .tokenizer import DOCUMENTED_IDS, END_OF_TEXT, IMAGE_PAD, PROPRIO_PAD
 
 MODEL_TYPES = ("bitvla", "openvla", "llava")
 DTYPES = (torch.float32, torch.bfloat16)
 EMBEDDING = "language.embed_tokens.weight"
+DOWNLOADED = ["*.json", "*.jinja", "*.safetensors", "*_checkpoint.pt"]
 
 # (prefix in the checkpoint, prefix in BitVLA); heads have files of their own
 PREFIXES = (
@@ -37,11 +40,26 @@ PREFIXES = (
     ("action_head.model.", "action_head."),
     ("proprio_projector.", "proprio_projector."),
 )
+PART = 1 << 24  # elements of a tensor that are looked at together
 UNUSED = "language_model.lm_head."  # actions are regressed from hidden states, never read off the vocabulary
 
 
 class CheckpointError(ValueError):
     """A checkpoint cannot be used. The message says what is wrong, what was expected and what to do."""
+
+
+class Checkpoint(NamedTuple):
+    """A directory that describes a BitVLA and has all its tensors, in the right shapes.
+
+    tensors: by their names in BitVLA, as they are stored, memory-mapped; their values have not been looked at.
+    norm_stats, norm_key: as in BitVLA.
+    """
+
+    path: Path
+    config: BitVLAConfig
+    tensors: dict[str, Tensor]
+    norm_stats: dict[str, Any] | None
+    norm_key: str | None
 
 
 def load_checkpoint(
@@ -64,8 +82,31 @@ def load_checkpoint(
 
     A base checkpoint has no action head: it loads, for training, and cannot predict. Raises CheckpointError.
     """
-    _require_dtype(dtype)
-    path = _resolve(path_or_hub_id)
+    require_dtype(dtype)
+    path = resolve(path_or_hub_id)
+    _, config, tensors, norm_stats, chosen_key = read_checkpoint(
+        path, activation_bits=activation_bits, attention=attention, chunk=chunk, control_hz=control_hz, norm_key=norm_key
+    )
+    for name, tensor in tensors.items():
+        require_finite(path, name, tensor)
+    with torch.device("meta"):
+        model = BitVLA(config)
+    model.model_hash = hash_model(config, tensors)
+    model.load_state_dict({name: cast(name, tensor, dtype) for name, tensor in tensors.items()}, assign=True)
+    model.path, model.norm_stats, model.norm_key = path, norm_stats, chosen_key
+    return model.eval()
+
+
+def read_checkpoint(
+    path: Path,
+    *,
+    activation_bits: int | None = 8,
+    attention: str | None = None,
+    chunk: int = 8,
+    control_hz: float | None = None,
+    norm_key: str | None = None,
+) -> Checkpoint:
+    """What `load_checkpoint` makes a model of, without converting or even reading a weight. path: a directory, see `resolve`."""
     raw = _read_json(path / "config.json")
     tensors = _read_safetensors(path)
     tensors |= _read_head(path, "action_head") | _read_head(path, "proprio_projector")
@@ -78,39 +119,13 @@ def load_checkpoint(
             raise
         problem = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
         raise CheckpointError(f"{path / 'config.json'} does not describe a BitVLA: {problem}") from error
-    norm_stats, chosen_key = _read_statistics(path, raw, config, norm_key)
-
+    norm_stats, chosen_key = _choose_statistics(path, read_statistics(path), config, norm_key)
     with torch.device("meta"):
-        model = BitVLA(config)
-    _check_tensors(path, tensors, model)
-    model.model_hash = _hash(config, tensors)
-    model.load_state_dict({name: _cast(name, tensor, dtype) for name, tensor in tensors.items()}, assign=True)
-    model.path, model.norm_stats, model.norm_key = path, norm_stats, chosen_key
-    return model.eval()
+        _check_tensors(path, tensors, BitVLA(config).state_dict())
+    return Checkpoint(path, config, tensors, norm_stats, chosen_key)
 
 
-def build(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, activation_bits: int | None = 8) -> BitVLA:
-    """A model with random weights, for tests and benchmarks: "3b" (the published sizes, 6 GB) or "nano" (5 million parameters).
-
-    Weights are normal with variance 1 / fan-in, norms 1 and biases 0; the same seed gives the same weights in every dtype.
-    """
-    _require_dtype(dtype)
-    with torch.device("meta"):
-        model = BitVLA(preset(name, activation_bits=activation_bits))
-    generator = torch.Generator().manual_seed(seed)
-    weights = {}
-    for key, empty in model.state_dict().items():
-        if empty.ndim > 1:
-            weight = torch.randn(empty.shape, generator=generator).mul_(empty[0].numel() ** -0.5)
-        else:
-            weight = torch.zeros(empty.shape) if key.endswith("bias") else torch.ones(empty.shape)
-        weights[key] = weight.to(dtype)
-    model.load_state_dict(weights, assign=True)
-    model.model_hash = _hash(model.config, weights)
-    return model.eval()
-
-
-def _require_dtype(dtype: torch.dtype) -> None:
+def require_dtype(dtype: torch.dtype) -> None:
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype} is not supported: choose torch.float32 or torch.bfloat16")
 
@@ -118,7 +133,8 @@ def _require_dtype(dtype: torch.dtype) -> None:
 # --- files ----------------------------------------------------------------------------------------------------------------
 
 
-def _resolve(path_or_hub_id: str | Path) -> Path:
+def resolve(path_or_hub_id: str | Path) -> Path:
+    """The directory that is meant; a Hugging Face repository is downloaded. Raises CheckpointError."""
     path = Path(path_or_hub_id).expanduser()
     if path.is_dir():
         return path.resolve()
@@ -129,7 +145,7 @@ def _resolve(path_or_hub_id: str | Path) -> Path:
     try:
         from huggingface_hub import snapshot_download
 
-        return Path(snapshot_download(str(path_or_hub_id), allow_patterns=["*.json", "*.safetensors", "*_checkpoint.pt"]))
+        return Path(snapshot_download(str(path_or_hub_id), allow_patterns=DOWNLOADED))
     except ImportError as error:
         raise CheckpointError(f"downloading {path_or_hub_id} needs huggingface_hub: pip install huggingface_hub") from error
     except (OSError, ValueError) as error:
@@ -188,7 +204,8 @@ def _read_head(path: Path, stem: str) -> dict[str, Tensor]:
         names = ", ".join(file.name for file in found)
         raise CheckpointError(f"{path} has {len(found)} files for the {stem}: {names}. Keep the one that belongs to the weights")
     try:
-        state = torch.load(found[0], map_location="cpu", weights_only=True)
+        # every torch since 1.6 saves in a zip archive, which can be memory-mapped
+        state = torch.load(found[0], map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(found[0]))
     except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"{found[0]} is damaged, or holds more than tensors ({error}). Download it again") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
@@ -279,18 +296,22 @@ def _special_ids(path: Path, vocab_size: int) -> dict[str, int]:
     return ids
 
 
-def _read_statistics(
-    path: Path, raw: dict[str, Any], config: BitVLAConfig, norm_key: str | None
-) -> tuple[dict[str, Any] | None, str | None]:
+def read_statistics(path: Path) -> dict[str, Any]:
+    """The statistics of all datasets by their keys; empty where a checkpoint has none."""
     file = path / "dataset_statistics.json"
-    statistics = _read_json(file) if file.exists() else raw.get("norm_stats") or {}
+    return _read_json(file) if file.exists() else _read_json(path / "config.json").get("norm_stats") or {}
+
+
+def _choose_statistics(
+    path: Path, statistics: dict[str, Any], config: BitVLAConfig, norm_key: str | None
+) -> tuple[dict[str, Any] | None, str | None]:
     available = ", ".join(statistics) or "none"
     if norm_key is None:
         if not statistics and not config.action_head:
             return None, None
         if len(statistics) != 1:
             problem = "has no dataset statistics" if not statistics else f"has statistics of several datasets ({available})"
-            remedy = f"put {file.name} beside the weights" if not statistics else "say which one with norm_key"
+            remedy = "put dataset_statistics.json beside the weights" if not statistics else "say which one with norm_key"
             raise CheckpointError(f"{path} {problem}, without which actions have no units: {remedy}")
         norm_key = next(iter(statistics))
     elif norm_key not in statistics:
@@ -313,8 +334,7 @@ def _read_statistics(
 # --- tensors --------------------------------------------------------------------------------------------------------------
 
 
-def _check_tensors(path: Path, tensors: dict[str, Tensor], model: BitVLA) -> None:
-    expected = model.state_dict()
+def _check_tensors(path: Path, tensors: dict[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     missing, unexpected = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
     if missing or unexpected:
         problems = [f"lacks {_some(missing)}"] if missing else []
@@ -328,19 +348,22 @@ def _check_tensors(path: Path, tensors: dict[str, Tensor], model: BitVLA) -> Non
             )
         if not tensor.is_floating_point():
             raise CheckpointError(f"{name} in {path} is {tensor.dtype}: expected a float dtype, the full-precision master weights")
-    for name, tensor in tensors.items():
-        if not bool(tensor.isfinite().all()):
-            raise CheckpointError(f"{name} in {path} has NaN or infinite values: the file is damaged or the training diverged")
 
 
-def _cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+def require_finite(path: Path, name: str, tensor: Tensor) -> None:
+    """Raises CheckpointError for NaN and infinite values. In parts, as the embedding table is too large for a copy."""
+    if not all(bool(part.isfinite().all()) for part in tensor.split(max(1, PART // max(1, tensor[:1].numel())))):
+        raise CheckpointError(f"{name} in {path} has NaN or infinite values: the file is damaged or the training diverged")
+
+
+def cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """The embedding table stays as narrow as it is stored, hence memory-mapped: a few rows of it are read in a forward pass."""
     if name == EMBEDDING and tensor.dtype in (torch.bfloat16, torch.float16):
         return tensor
     return tensor.to(dtype)
 
 
-def _hash(config: BitVLAConfig, tensors: dict[str, Tensor]) -> str:
+def hash_model(config: BitVLAConfig, tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 of the configuration and of every tensor as it is stored, hex."""
     digest = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
