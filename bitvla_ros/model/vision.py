@@ -24,7 +24,7 @@ class VisionTower(nn.Module):
 
     def embed(self, pixel_values: Tensor) -> Tensor:
         patches = self.patch_embedding(pixel_values)
-        return patches.flatten(2).transpose(1, 2) + self.position_embedding.weight
+        return patches.flatten(2).transpose(1, 2).contiguous() + self.position_embedding.weight
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         x = self.embed(pixel_values)
