@@ -34,7 +34,7 @@ class Verb:
 
 VERBS = {
     "demo": Verb("watch the expert, then BitVLA, drive a simulated arm through a ROS graph", "bitvla_ros.nodes.demo"),
-    "bench": Verb("time a chunk of a preset or a checkpoint, and show where the time and the memory go", "bitvla_ros.evaluation.benchmark"),
+    "bench": Verb("time a chunk or the ternary kernels, and show where time and memory go", "bitvla_ros.evaluation.benchmark"),
 }
 
 # Module that is missing -> what brings it.
@@ -45,6 +45,7 @@ REMEDIES = {
     "bitvla_ros.action": "the package's actions are not built: colcon build and source install/setup.bash, or pip install '.[ros]'",
     "mujoco": "pip install '.[sim]'",
     "imageio_ffmpeg": "pip install '.[sim]'",
+    "matplotlib": "pip install '.[plot]'",
     "libero": "make test-libero sets up an environment with the LIBERO extra, .venv-libero",
 }
 # They come with rclpy, whichever way it was installed.

@@ -33,10 +33,12 @@ MAY_USE = {
     "cli.py": set(),
     "__init__.py": set(),
 }
-# Single files that may use more: the seam to the network, and the benchmark that times its parts.
+# Single files that may use more: the seam to the network, and the benchmarks that time its parts.
 MAY_ALSO_USE = {
     "policy/bitvla.py": {"model"},
     "evaluation/benchmark.py": {"model", "ternary"},
+    "evaluation/kernel_benchmark.py": {"model", "ternary"},
+    "evaluation/workload.py": {"model", "ternary"},
 }
 
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if path.relative_to(PACKAGE).parts[0] not in GENERATED)

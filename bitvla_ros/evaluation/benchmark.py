@@ -1,94 +1,179 @@
-"""The verb `bench`: how long a chunk takes, where the time goes, and how much memory the weights need."""
+"""The verb `bench`: how long a chunk takes, where the time goes, and how much memory it needs; with --kernels, the matrix products."""
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import os
-import platform
 import resource
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from torch import nn
+from .machine import OtherLoad, default_device, machine, memory_now, resident_bytes
+from .workload import TEXT_TOKENS
 
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from ..policy.bitvla import BitVLAPolicy
     from ..policy.observation import Observation
+    from ..policy.prompt import Prompt
 
 EXAMPLES = """\
-  bitvla bench                                nano with random weights
-  bitvla bench --preset 3b --chunks 3         the published sizes: 6 to 12 GB of memory
-  bitvla bench --model PATH_OR_HUB_ID --json  a checkpoint, as JSON"""
+  bitvla bench                                     nano with random weights
+  bitvla bench --preset 3b --threads 2             the published sizes, packed into a temporary folder of 1.5 GB first
+  bitvla bench --model PATH_OR_HUB_ID --json       a packed model or a checkpoint, as JSON
+  bitvla bench --kernels --threads 1 --plot a.png  every matrix product of the published sizes, against ceiling and peers
+  BITVLA_ISA=avx2 bitvla bench --kernels           the same with a chosen instruction set"""
 
 INSTRUCTION = "pick up the red block and place it in the basket"
 # Where the network's time goes: part -> submodules of BitVLA.
 PARTS = {"vision": ("vision", "connector"), "language": ("language",), "head": ("action_head",)}
+PICTURES = (".png", ".svg", ".pdf")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--preset", choices=("nano", "3b"), default="nano", help="sizes, with random weights (default: %(default)s)")
-    what.add_argument("--model", help="a checkpoint's folder or hub id, instead of a preset")
-    parser.add_argument("--norm-key", help="which of the checkpoint's statistics to use, where it has several")
-    parser.add_argument("--chunks", type=_positive, default=30, help="chunks to time, after --warmup more (default: %(default)s)")
-    parser.add_argument("--warmup", type=_positive, default=3, help="chunks that do not count (default: %(default)s)")
-    parser.add_argument("--threads", type=_positive, help="threads of torch (default: torch's own choice)")
-    parser.add_argument("--image-size", type=_positive, default=256, help="side of the camera images, pixels (default: %(default)s)")
+    what.add_argument("--model", help="a packed model's or a checkpoint's folder, or a hub id, instead of a preset")
+    what.add_argument("--kernels", action="store_true", help="time the matrix products of 3b instead of a chunk: two to three minutes")
+    backends = ("auto", "reference", "cpu", "triton")
+    parser.add_argument("--backend", choices=backends, default="auto", help="what the ternary layers run on (default: %(default)s)")
+    parser.add_argument("--threads", type=_positive, help="threads of torch and of the kernels (default: torch's own choice)")
+    parser.add_argument("--plot", type=_picture, metavar="FILE", help=f"draw the result too: {', '.join(PICTURES)}")
+    chunk = parser.add_argument_group("of a chunk")
+    chunk.add_argument("--norm-key", help="which of the checkpoint's statistics to use, where it has several")
+    chunk.add_argument("--chunks", type=_positive, default=30, help="chunks to time, after --warmup more (default: %(default)s)")
+    chunk.add_argument("--warmup", type=_positive, default=3, help="chunks that do not count (default: %(default)s)")
+    chunk.add_argument("--image-size", type=_positive, default=256, help="side of the camera images, pixels (default: %(default)s)")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the policy node, which shares its cores with others; before torch
-    import torch
+    if arguments.plot:
+        import matplotlib  # noqa: F401, so that its lack is known before minutes are spent
 
-    from ..policy.bitvla import BitVLAPolicy
+    import torch
 
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    print(f"loading {arguments.model or arguments.preset}", file=sys.stderr)
-    if arguments.model:  # nothing is played here: the rate does not matter
-        policy = BitVLAPolicy.load(arguments.model, control_hz=20.0, norm_key=arguments.norm_key)
+    if arguments.kernels:
+        from . import kernel_benchmark
+
+        result = kernel_benchmark.run(arguments.backend)
     else:
-        policy = BitVLAPolicy.random(arguments.preset)
+        with ExitStack() as stack:
+            result = _run_chunk(arguments, stack)
+    if arguments.plot:
+        from .plots import draw
+
+        draw(result, arguments.plot)
+    return result
+
+
+def _run_chunk(arguments: argparse.Namespace, stack: ExitStack) -> dict[str, Any]:
+    import torch
+
+    policy = _load(arguments, stack)
+    model, backend = policy.model, _backend(policy.model)
     observation = _observation(policy.spec.cameras, arguments.image_size)
     for _ in range(arguments.warmup):
         policy.infer(observation)
     totals, parts = [], []
-    with _timed(policy.model, PARTS) as spent:
+    load = OtherLoad()
+    with _timed(model, PARTS) as spent:
         for _ in _counted(arguments.chunks):
             spent.clear()
             began = time.perf_counter()
             chunk = policy.infer(observation)
             totals.append(time.perf_counter() - began)
             parts.append({"preprocess": chunk.latency.preprocessing, **{name: spent.get(name, 0.0) for name in PARTS}})
+    others = load.report()
     breakdown = {name: _ms(float(np.median([part[name] for part in parts]))) for name in parts[0]}
     breakdown["rest"] = round(max(0.0, _ms(float(np.median(totals))) - sum(breakdown.values())), 3)
-    return {
+    prompt = len(policy.prompt(INSTRUCTION))
+    device = next(model.connector.parameters()).device
+    result = {
         "preset": None if arguments.model else arguments.preset,
         "model": arguments.model,
-        "backend": "torch",
-        "device": str(next(policy.model.parameters()).device),
+        "backend": backend,
+        "device": str(device),
         "threads": torch.get_num_threads(),
-        "machine": f"{platform.machine()}, {_processor()}",
+        "machine": machine(),
+        **others,
         "chunks": arguments.chunks,
+        "tokens": {"prompt": prompt, "sequence": prompt + model.config.action_tokens + 1},
         "latency_ms": {"p50": _ms(float(np.percentile(totals, 50))), "p99": _ms(float(np.percentile(totals, 99)))},
+        "latencies_ms": [_ms(total) for total in totals],
         "breakdown_ms": breakdown,
-        "weights_bytes": weight_bytes(policy.model),
+        "weights_bytes": weight_bytes(model),
         "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "rss_bytes": memory_now(),
+        "torch": torch.__version__,
+        "date": datetime.date.today().isoformat(),
     }
+    if device.type == "cuda":
+        result["gpu_peak_bytes"] = torch.cuda.max_memory_allocated(device)
+    return result
+
+
+def _load(arguments: argparse.Namespace, stack: ExitStack) -> BitVLAPolicy:
+    """The policy to time, packed. A preset is packed into a folder that lasts as long as `stack`, by a process of its own, whose
+    memory is not the benchmark's."""
+    from ..policy.bitvla import BitVLAPolicy
+
+    path = arguments.model
+    if path is None:
+        path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bitvla-bench-"))) / arguments.preset
+        print(f"packing {arguments.preset} with random weights", file=sys.stderr)
+        command = [sys.executable, "-m", "bitvla_ros.cli", "pack", f"random:{arguments.preset}", str(path)]
+        subprocess.run(command, check=True, stdout=sys.stderr)
+    print(f"loading {arguments.model or arguments.preset}", file=sys.stderr)
+    policy = BitVLAPolicy.load(path, norm_key=arguments.norm_key, backend=arguments.backend, device=default_device(arguments.backend))
+    if arguments.preset == "3b" and arguments.model is None:
+        policy.prompt = cast("Prompt", _shortened(policy))
+    return policy
+
+
+def _shortened(policy: BitVLAPolicy) -> Callable[[str], Any]:
+    """The prompt of random weights at the length that it has with the released tokenizer, which makes words of letters."""
+    prompt = policy.prompt
+
+    def shortened(instruction: str) -> Any:
+        ids = prompt(instruction)
+        text = np.flatnonzero((ids != prompt.image_token_id) & (ids != prompt.proprio_token_id))
+        return np.delete(ids, text[1 : len(text) - (TEXT_TOKENS - 2)])  # BOS and the end stay, and with proprioception they are TEXT_TOKENS
+
+    return shortened
+
+
+def _backend(model: nn.Module) -> str:
+    from ..ternary import TernaryLinear
+
+    layer = next(module for module in model.modules() if isinstance(module, TernaryLinear))
+    return "torch" if layer.backend is None else layer.backend.name
 
 
 def show(result: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    if "shapes" in result:
+        from . import kernel_benchmark
+
+        kernel_benchmark.show(result)
+        return
     latency, weights = result["latency_ms"], result["weights_bytes"]
-    table = Table(
-        title=f"a chunk of {result['model'] or result['preset']}, {result['threads']} threads on {result['device']}", show_header=False
-    )
+    title = f"a chunk of {result['model'] or result['preset']}, {result['backend']} backend, {result['threads']} threads"
+    table = Table(title=f"{title} on {result['device']}", show_header=False)
     table.add_row("latency p50 / p99", f"{latency['p50']:.1f} / {latency['p99']:.1f} ms", f"{result['chunks']} chunks")
     for name, value in result["breakdown_ms"].items():
         table.add_row(f"  {name}", f"{value:.1f} ms", f"{100 * value / latency['p50']:.0f} %")
@@ -96,22 +181,29 @@ def show(result: dict[str, Any]) -> None:
     for name, value in weights.items():
         table.add_row(f"weights, {name}", f"{value / 1e6:.1f} MB")
     table.add_row("peak resident memory", f"{result['peak_rss_bytes'] / 1e6:.0f} MB")
-    Console(highlight=False).print(table)
+    if "gpu_peak_bytes" in result:
+        table.add_row("peak memory on the GPU", f"{result['gpu_peak_bytes'] / 1e6:.0f} MB")
+    console = Console(highlight=False)
+    console.print(table)
+    if result["others_share"] is not None:
+        console.print(f"Processor time that others took meanwhile: {result['others_share']:.1%}.")
 
 
 def weight_bytes(model: nn.Module) -> dict[str, int]:
-    """Bytes of the matrices of ternary layers as they are held now, of everything else, and of both."""
+    """Bytes of the model's tensors. "ternary": the matrices of ternary layers with their scales, packed or not; "other": the rest;
+    "resident": how much of both lies in this process's memory now, or on a GPU: of a memory-mapped file what has been read."""
     from ..ternary import TernaryLinear
 
-    ternary = sum(
-        tensor.nbytes
+    matrices = [
+        tensor
         for module in model.modules()
         if isinstance(module, TernaryLinear)
-        for tensor in (module.weight, module.frozen_weight)
+        for tensor in (module.weight, module.words, module.scale)
         if tensor is not None
-    )
-    resident = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
-    return {"ternary": ternary, "other": resident - ternary, "resident": resident}
+    ]
+    everything: list[Tensor] = [*model.parameters(), *model.buffers()]
+    ternary = sum(tensor.nbytes for tensor in matrices)
+    return {"ternary": ternary, "other": sum(tensor.nbytes for tensor in everything) - ternary, "resident": resident_bytes(everything)}
 
 
 @contextmanager
@@ -159,14 +251,6 @@ def _counted(count: int) -> Iterator[int]:
     yield from track(range(count), "timing", console=Console(stderr=True))
 
 
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo") as file:
-            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or "unknown processor"
-
-
 def _ms(seconds: float) -> float:
     return round(1e3 * seconds, 3)
 
@@ -176,3 +260,10 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value}: give 1 or more")
     return value
+
+
+def _picture(text: str) -> Path:
+    path = Path(text)
+    if path.suffix not in PICTURES or not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text}: give a file ending in {', '.join(PICTURES)} in a folder that exists")
+    return path
