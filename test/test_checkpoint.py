@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bitvla_ros.model import CheckpointError, build, load_checkpoint
+from bitvla_ros.model import CheckpointError, load_checkpoint
 from bitvla_ros.model.checkpoint import EMBEDDING
 from bitvla_ros.model.tokenizer import byte_tokenizer
 
@@ -279,12 +279,3 @@ def test_hub_id_is_downloaded(checkpoint, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
     with pytest.raises(CheckpointError, match=r"could not be downloaded.*no network"):
         load_checkpoint("owner/model")
-
-
-def test_a_frozen_model_refuses_to_train(checkpoint):
-    model = load_checkpoint(checkpoint)
-    model.train().eval().freeze()
-    with pytest.raises(RuntimeError, match="frozen"):
-        model.train()
-    with pytest.raises(RuntimeError, match="frozen"):
-        build("nano").freeze().train()

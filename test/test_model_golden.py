@@ -70,13 +70,6 @@ def test_network_of_exact_integer_layers_matches(golden, monkeypatch, variant):
         check_layers(golden, golden.load())
 
 
-def test_frozen_network_gives_the_same_numbers(golden):
-    model = golden.load()
-    before = model.predict(*golden.inputs(0))
-    after = model.freeze().predict(*golden.inputs(0))
-    assert torch.equal(before.action_hidden, after.action_hidden)
-
-
 def training_batch(golden: Golden) -> Batch:
     stored = golden.training()[0]
     lengths = (stored["labels"] != -100).int().argmax(1)  # the first label is the first action

@@ -11,7 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bitvla_ros.model import BitVLA, language
-from bitvla_ros.ternary import quantize
+from bitvla_ros.ternary import fused, quantize, reference
+from bitvla_ros.ternary.pack import unpack
+from bitvla_ros.ternary.reference import ReferenceBackend, rescale
 
 
 def units(golden: Golden, mutate: Callable[[BitVLA], object]) -> None:
@@ -26,6 +28,12 @@ def smooth(golden: Golden, mutate: Callable[[BitVLA], object]) -> None:
 
 def layers(golden: Golden, mutate: Callable[[BitVLA], object]) -> None:
     model = golden.load()
+    mutate(model)
+    check_layers(golden, model)
+
+
+def packed(golden: Golden, mutate: Callable[[BitVLA], object]) -> None:
+    model = golden.load().pack("reference")
     mutate(model)
     check_layers(golden, model)
 
@@ -84,7 +92,42 @@ def placeholders_not_zeroed(monkeypatch):
 
 
 def plain_relu(monkeypatch):
-    monkeypatch.setattr(language, "squared_relu", F.relu)
+    monkeypatch.setattr(fused, "squared_relu", F.relu)
+
+
+# Mistakes that only packed layers can make, for the check `packed`.
+
+
+def residual_forgotten(monkeypatch):
+    original = ReferenceBackend.linear
+    monkeypatch.setattr(ReferenceBackend, "linear", lambda self, *arguments: original(self, *arguments[:4]))
+
+
+def bias_forgotten(monkeypatch):
+    monkeypatch.setattr(reference, "rescale", lambda sums, absmax, scale, bias, *rest: rescale(sums, absmax, scale, None, *rest))
+
+
+def one_scale_for_layers_that_share_an_input(monkeypatch):
+    original = ReferenceBackend.prepare
+
+    def prepare(self, weights, device):
+        return tuple(weight._replace(scale=weights[0].scale) for weight in original(self, weights, device))
+
+    monkeypatch.setattr(ReferenceBackend, "prepare", prepare)
+
+
+def gate_and_up_exchanged(monkeypatch):
+    original = ReferenceBackend.squared_relu_norm_quantize
+    monkeypatch.setattr(ReferenceBackend, "squared_relu_norm_quantize", lambda self, gate, up, *rest: original(self, up, gate, *rest))
+
+
+def norm_without_its_weight(monkeypatch):
+    original = ReferenceBackend.rms_norm_quantize
+    monkeypatch.setattr(ReferenceBackend, "rms_norm_quantize", lambda self, x, weight, eps: original(self, x, torch.ones_like(weight), eps))
+
+
+def columns_one_off(monkeypatch):
+    monkeypatch.setattr(reference, "unpack", lambda words, rows, columns: unpack(words, rows, columns).roll(1, dims=1))
 
 
 @pytest.mark.parametrize(
@@ -104,6 +147,15 @@ def plain_relu(monkeypatch):
         (rotation_of_neighbouring_channels, smooth),
         (placeholders_not_zeroed, smooth),
         (plain_relu, smooth),
+        (causal_mask, packed),
+        (rotation_of_neighbouring_channels, packed),
+        (activation_scale_per_tensor, packed),
+        (residual_forgotten, packed),
+        (bias_forgotten, packed),
+        (one_scale_for_layers_that_share_an_input, packed),
+        (gate_and_up_exchanged, packed),
+        (norm_without_its_weight, packed),
+        (columns_one_off, packed),
     ],
     ids=lambda function: function.__name__,
 )
@@ -113,6 +165,6 @@ def test_mistake_is_noticed(shared, monkeypatch, mistake, check):
         check(Golden(shared), mutate)
 
 
-@pytest.mark.parametrize("check", [units, smooth, layers], ids=lambda function: function.__name__)
+@pytest.mark.parametrize("check", [units, smooth, layers, packed], ids=lambda function: function.__name__)
 def test_the_network_as_it_is_passes(shared, check):
     check(Golden(shared), lambda model: None)

@@ -59,6 +59,16 @@ def test_odd_sizes_any_number_of_cameras_with_and_without_proprioception(cameras
     assert not torch.allclose(prediction.normalized_actions, other.normalized_actions)
 
 
+@pytest.mark.parametrize("ternary", [True, False])
+def test_odd_sizes_pack_with_a_ternary_vision_tower_and_without(ternary):
+    config = replace(ODD, vision=replace(ODD.vision, ternary=ternary))
+    model, inputs = network(config), (torch.randn(2, 3, 31, 31), prompt(config, 2), torch.randn(4))
+    before = model.predict(*inputs)
+    after = model.pack("reference").predict(*inputs)
+    assert len(model.ternary_layers()) == (12 if ternary else 0) + 14
+    assert float((after.action_hidden - before.action_hidden).norm() / before.action_hidden.norm()) < 0.2
+
+
 def test_a_model_without_proprioception_reads_the_token_as_a_word():
     config = replace(ODD, proprio_dim=None)
     model, pixels = network(config), torch.randn(1, 3, 31, 31)
@@ -128,7 +138,9 @@ def test_nano_acts_from_its_own_tokenizer_and_is_reproducible():
     inputs = torch.randn(2, 3, 112, 112), ids, torch.zeros(8)
     prediction = model.predict(*inputs)
     assert torch.equal(prediction.normalized_actions, again.predict(*inputs).normalized_actions)
-    assert torch.equal(prediction.normalized_actions, model.freeze().predict(*inputs).normalized_actions)
+    packed, repacked = model.pack("reference").predict(*inputs), again.pack("reference").predict(*inputs)
+    assert torch.equal(packed.normalized_actions, repacked.normalized_actions)
+    torch.testing.assert_close(packed.normalized_actions, prediction.normalized_actions, rtol=0, atol=0.15)
     assert prediction.normalized_actions.shape == (8, 7)
 
 
