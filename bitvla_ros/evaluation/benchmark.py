@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .machine import OtherLoad, default_device, machine, memory_now, resident_bytes
 from .workload import TEXT_TOKENS
@@ -40,6 +41,10 @@ PARTS = {"vision": ("vision", "connector"), "language": ("language",), "head": (
 PICTURES = (".png", ".svg", ".pdf")
 
 
+class BenchmarkError(RuntimeError):
+    """What was to be timed could not be made."""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--preset", choices=("nano", "3b"), default="nano", help="sizes, with random weights (default: %(default)s)")
@@ -51,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plot", type=_picture, metavar="FILE", help=f"draw the result too: {', '.join(PICTURES)}")
     chunk = parser.add_argument_group("of a chunk")
     chunk.add_argument("--norm-key", help="which of the checkpoint's statistics to use, where it has several")
-    chunk.add_argument("--chunks", type=_positive, default=30, help="chunks to time, after --warmup more (default: %(default)s)")
+    chunk.add_argument("--chunks", type=_positive, help="chunks to time, after --warmup more (default: a minute of them, 5 to 30)")
     chunk.add_argument("--warmup", type=_positive, default=3, help="chunks that do not count (default: %(default)s)")
     chunk.add_argument("--image-size", type=_positive, default=256, help="side of the camera images, pixels (default: %(default)s)")
 
@@ -83,14 +88,15 @@ def _run_chunk(arguments: argparse.Namespace, stack: ExitStack) -> dict[str, Any
     import torch
 
     policy = _load(arguments, stack)
-    model, backend = policy.model, _backend(policy.model)
+    model = policy.model
     observation = _observation(policy.spec.cameras, arguments.image_size)
     for _ in range(arguments.warmup):
-        policy.infer(observation)
+        last = policy.infer(observation).latency.total
+    chunks = arguments.chunks or min(30, max(5, int(60 / last)))
     totals, parts = [], []
     load = OtherLoad()
     with _timed(model, PARTS) as spent:
-        for _ in _counted(arguments.chunks):
+        for _ in _counted(chunks):
             spent.clear()
             began = time.perf_counter()
             chunk = policy.infer(observation)
@@ -100,16 +106,15 @@ def _run_chunk(arguments: argparse.Namespace, stack: ExitStack) -> dict[str, Any
     breakdown = {name: _ms(float(np.median([part[name] for part in parts]))) for name in parts[0]}
     breakdown["rest"] = round(max(0.0, _ms(float(np.median(totals))) - sum(breakdown.values())), 3)
     prompt = len(policy.prompt(INSTRUCTION))
-    device = next(model.connector.parameters()).device
     result = {
         "preset": None if arguments.model else arguments.preset,
         "model": arguments.model,
-        "backend": backend,
-        "device": str(device),
+        "backend": "torch" if model.backend is None else model.backend.name,
+        "device": str(model.device),
         "threads": torch.get_num_threads(),
         "machine": machine(),
         **others,
-        "chunks": arguments.chunks,
+        "chunks": chunks,
         "tokens": {"prompt": prompt, "sequence": prompt + model.config.action_tokens + 1},
         "latency_ms": {"p50": _ms(float(np.percentile(totals, 50))), "p99": _ms(float(np.percentile(totals, 99)))},
         "latencies_ms": [_ms(total) for total in totals],
@@ -120,8 +125,8 @@ def _run_chunk(arguments: argparse.Namespace, stack: ExitStack) -> dict[str, Any
         "torch": torch.__version__,
         "date": datetime.date.today().isoformat(),
     }
-    if device.type == "cuda":
-        result["gpu_peak_bytes"] = torch.cuda.max_memory_allocated(device)
+    if model.device.type == "cuda":
+        result["gpu_peak_bytes"] = torch.cuda.max_memory_allocated(model.device)
     return result
 
 
@@ -135,31 +140,25 @@ def _load(arguments: argparse.Namespace, stack: ExitStack) -> BitVLAPolicy:
         path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bitvla-bench-"))) / arguments.preset
         print(f"packing {arguments.preset} with random weights", file=sys.stderr)
         command = [sys.executable, "-m", "bitvla_ros.cli", "pack", f"random:{arguments.preset}", str(path)]
-        subprocess.run(command, check=True, stdout=sys.stderr)
+        if subprocess.run(command, stdout=sys.stderr).returncode:  # it said why, on stderr
+            raise BenchmarkError(f"{arguments.preset} could not be packed into {path}; its weights go there for the time of the benchmark")
     print(f"loading {arguments.model or arguments.preset}", file=sys.stderr)
     policy = BitVLAPolicy.load(path, norm_key=arguments.norm_key, backend=arguments.backend, device=default_device(arguments.backend))
     if arguments.preset == "3b" and arguments.model is None:
-        policy.prompt = cast("Prompt", _shortened(policy))
+        policy.prompt = cast("Prompt", shortened(policy.prompt))
     return policy
 
 
-def _shortened(policy: BitVLAPolicy) -> Callable[[str], Any]:
-    """The prompt of random weights at the length that it has with the released tokenizer, which makes words of letters."""
-    prompt = policy.prompt
+def shortened(prompt: Prompt) -> Callable[[str], NDArray[np.int64]]:
+    """The byte tokenizer's prompt, cut to the length that the released tokenizer's has: that one makes words of letters."""
 
-    def shortened(instruction: str) -> Any:
+    def cut(instruction: str) -> NDArray[np.int64]:
         ids = prompt(instruction)
         text = np.flatnonzero((ids != prompt.image_token_id) & (ids != prompt.proprio_token_id))
-        return np.delete(ids, text[1 : len(text) - (TEXT_TOKENS - 2)])  # BOS and the end stay, and with proprioception they are TEXT_TOKENS
+        kept = TEXT_TOKENS - 1  # beside proprioception: BOS and the end
+        return np.delete(ids, text[1 : len(text) - (kept - 1)])
 
-    return shortened
-
-
-def _backend(model: nn.Module) -> str:
-    from ..ternary import TernaryLinear
-
-    layer = next(module for module in model.modules() if isinstance(module, TernaryLinear))
-    return "torch" if layer.backend is None else layer.backend.name
+    return cut
 
 
 def show(result: dict[str, Any]) -> None:

@@ -301,17 +301,18 @@ def show(result: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"ternary products of a 3b chunk: {result['isa']}, {result['threads']} threads, {result['machine']}")
-    for heading in ("M x K x N", "layers", "GMAC/s", "exact", *(name.replace("_", "-") for name in OURS)):
-        table.add_column(heading, justify="right")
+    table = Table(box=None, pad_edge=False)
+    for heading in ("M x K x N", "layers", "GMAC/s", "exact", "ceiling", "fp32", "bf16", "int8", "fake-q."):
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in result["shapes"]:
-        name = f"{row['m']} x {row['k']} x {row['n']}"
+        name = f"{row['m']}x{row['k']}x{row['n']}"
         ratios = [_ratio(row[f"vs_{peer}"], peer) for peer in OURS]
         table.add_row(name, str(row["count"]), f"{row['gmacs']:.1f}", "yes" if row["exact"] else "[bold red]NO[/]", *ratios)
     table.add_section()
     ratios = [_ratio(result[f"weighted_vs_{peer}"], peer) for peer in OURS]
-    table.add_row("whole chunk", str(sum(row["count"] for row in result["shapes"])), f"{result['weighted_gmacs']:.1f}", "", *ratios)
+    table.add_row("chunk", str(sum(row["count"] for row in result["shapes"])), f"{result['weighted_gmacs']:.1f}", "", *ratios)
     console = Console(highlight=False)
+    console.print(f"Ternary products of a 3b chunk. Instructions: {result['isa']}. Threads: {result['threads']}. {result['machine']}.")
     console.print(table)
     ceiling = "" if result["ceiling_gmacs"] is None else f"Ceiling {result['ceiling_gmacs']:.1f} GMAC/s in registers. "
     others = "unknown" if result["others_share"] is None else f"{result['others_share']:.1%}"
