@@ -3,6 +3,8 @@
 from .bitvla import BitVLA, Prediction
 from .checkpoint import CheckpointError, load_checkpoint
 from .config import BitVLAConfig, LanguageConfig, VisionConfig
+from .packed import PackedModelError, load, load_packed
+from .packing import pack_model
 from .random_weights import build, with_byte_tokenizer
 
 __all__ = [
@@ -10,9 +12,13 @@ __all__ = [
     "BitVLAConfig",
     "CheckpointError",
     "LanguageConfig",
+    "PackedModelError",
     "Prediction",
     "VisionConfig",
     "build",
+    "load",
     "load_checkpoint",
+    "load_packed",
+    "pack_model",
     "with_byte_tokenizer",
 ]

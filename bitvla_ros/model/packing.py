@@ -1,0 +1,227 @@
+"""Packing: a checkpoint's master weights, or random ones, become a packed model on disk, one tensor at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..ternary.pack import pack_base3, pack_weight
+from .bitvla import BitVLA
+from .checkpoint import CheckpointError, read_checkpoint, require_finite, resolve
+from .config import BitVLAConfig, preset
+from .packed import COMPANIONS, CONFIG, ENCODINGS, FORMAT, VERSION, WEIGHTS, PackedModelError, hash_description, serialise, stored_shapes
+from .random_weights import draw, identity_statistics, with_byte_tokenizer
+from .safetensors_file import DTYPES, SafetensorsWriter
+from .tokenizer import byte_tokenizer
+
+RANDOM = "random:"
+Progress = Callable[[str, int, int], None]  # tensor, weights done, weights in all
+
+
+class _Source(NamedTuple):
+    """What is packed. tensors: each master weight and each other tensor, in parts along its first dimension; to be taken in order."""
+
+    config: BitVLAConfig
+    norm_stats: dict[str, Any] | None
+    norm_key: str | None
+    provenance: dict[str, Any]
+    companions: dict[str, bytes]
+    dtypes: dict[str, torch.dtype]
+    tensors: Iterator[tuple[str, Iterable[Tensor]]]
+
+
+def pack_model(
+    source: str | Path,
+    out: str | Path,
+    *,
+    encoding: str = "2bit",
+    attention: str | None = None,
+    chunk: int | None = None,
+    control_hz: float | None = None,
+    norm_key: str | None = None,
+    progress: Progress = lambda name, done, total: None,
+) -> dict[str, Any]:
+    """Write a packed model to the new directory `out`, whole or not at all; returns its config.json.
+
+    source: a checkpoint's directory or Hugging Face id, or "random:3b" or "random:nano", a preset with `build`'s weights in bfloat16.
+    encoding: "2bit", which is used as it lies on the disk, or "base3", 1.6 bits a weight, which is unpacked when it is loaded.
+    The other options are `load_checkpoint`'s. Memory: a few copies of the largest ternary matrix, whatever the model's size.
+    Raises PackedModelError and CheckpointError.
+    """
+    out = Path(out).expanduser().absolute()
+    if encoding not in ENCODINGS:
+        raise PackedModelError(f"encoding {encoding!r} is unknown: choose {' or '.join(ENCODINGS)}")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise PackedModelError(f"{out} exists already: give the name of a new directory, or remove that one first")
+    if str(source).startswith(RANDOM):
+        if any(option is not None for option in (attention, chunk, control_hz, norm_key)):
+            raise PackedModelError(f"{source} has options of its own: leave attention, chunk, control_hz and norm_key out")
+        opened = _from_preset(str(source).removeprefix(RANDOM))
+    else:
+        opened = _from_checkpoint(source, attention, chunk, control_hz, norm_key)
+
+    size = 0
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+        try:
+            shapes, layers = stored_shapes(opened.config, encoding)
+            stored = {f"{name}.words": torch.uint8 for name in layers} | {f"{name}.scale": torch.float32 for name in layers}
+            specs = {name: (stored.get(name) or opened.dtypes[name], shape) for name, shape in shapes.items()}
+            size = sum(dtype.itemsize * torch.Size(shape).numel() for dtype, shape in specs.values())
+            with SafetensorsWriter(folder / WEIGHTS, specs) as file:
+                hashes = _write_tensors(file, opened, set(layers), encoding, progress)
+            description = _describe(opened, encoding, file.header_hash, hashes)
+            for name, content in {**opened.companions, CONFIG: serialise(description)}.items():
+                _write(folder / name, content)
+            folder.chmod(0o777 & ~_umask())
+            _sync(folder)
+            folder.rename(out)
+            _sync(out.parent)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+    except OSError as error:
+        raise PackedModelError(
+            f"{out} cannot be written: {error.strerror or error}. The packed model takes {size / 1e6:.0f} MB; nothing of it was left there"
+        ) from error
+    return description
+
+
+def _write_tensors(file: SafetensorsWriter, source: _Source, layers: set[str], encoding: str, progress: Progress) -> dict[str, str]:
+    """-> SHA-256 of each tensor as it is stored."""
+    hashes = {}
+    done, total = 0, sum(entry.end - entry.begin for entry in file.entries.values())
+    for name, parts in source.tensors:
+        layer = name.removesuffix(".weight")
+        if layer in layers:
+            words, scale, _, _ = pack_weight(torch.cat(list(parts)))
+            words = words if encoding == "2bit" else pack_base3(words)
+            tensors: dict[str, Iterable[Tensor]] = {f"{layer}.words": [words], f"{layer}.scale": [scale]}
+        else:
+            tensors = {name: parts}
+        for stored, content in tensors.items():
+            hashes[stored] = file.write(stored, content)
+            done += file.entries[stored].end - file.entries[stored].begin
+        progress(name, done, total)
+    return hashes
+
+
+def _describe(source: _Source, encoding: str, header_hash: str, hashes: dict[str, str]) -> dict[str, Any]:
+    description = {
+        "format": FORMAT,
+        "format_version": VERSION,
+        "encoding": encoding,
+        "config": asdict(source.config),
+        "norm_stats": source.norm_stats,
+        "norm_key": source.norm_key,
+        "provenance": source.provenance,
+        "header": header_hash,
+        "tensors": hashes,
+        "files": {name: hashlib.sha256(content).hexdigest() for name, content in source.companions.items()},
+    }
+    return description | {"model_hash": hash_description(description)}
+
+
+# --- what is packed -------------------------------------------------------------------------------------------------------
+
+
+def _from_checkpoint(
+    source: str | Path, attention: str | None, chunk: int | None, control_hz: float | None, norm_key: str | None
+) -> _Source:
+    path = resolve(source)
+    chosen = {} if chunk is None else {"chunk": chunk}
+    checkpoint = read_checkpoint(path, attention=attention, control_hz=control_hz, norm_key=norm_key, **chosen)
+    config = checkpoint.config
+    if config.action_head and config.control_hz is None:
+        raise PackedModelError(
+            f"{path} does not say at what rate its actions are meant to be played: give the rate of the dataset that it was "
+            "fine-tuned on with --control-hz (LIBERO: 20)"
+        )
+    if config.action_head and not (path / "preprocessor_config.json").is_file():
+        raise CheckpointError(f"{path / 'preprocessor_config.json'} is missing, which says how images are prepared: fetch it again")
+    dtypes = {name: tensor.dtype for name, tensor in checkpoint.tensors.items()}
+    odd = {name: dtype for name, dtype in dtypes.items() if dtype not in DTYPES.values()}
+    if odd:
+        name, dtype = next(iter(odd.items()))
+        raise CheckpointError(f"{name} in {path} is {dtype}: expected one of {', '.join(map(str, DTYPES.values()))}")
+
+    def tensors() -> Iterator[tuple[str, list[Tensor]]]:
+        for name in sorted(checkpoint.tensors):
+            require_finite(path, name, checkpoint.tensors[name])
+            yield name, [checkpoint.tensors[name]]
+
+    provenance = {
+        "source": path.name if Path(source).expanduser().is_dir() else str(source),
+        "source_config_sha256": hashlib.sha256((path / CONFIG).read_bytes()).hexdigest(),
+        "package_version": _package_version(),
+    }
+    companions = {name: (path / name).read_bytes() for name in COMPANIONS if (path / name).is_file()}
+    return _Source(config, checkpoint.norm_stats, checkpoint.norm_key, provenance, companions, dtypes, tensors())
+
+
+def _from_preset(name: str) -> _Source:
+    try:
+        config = with_byte_tokenizer(preset(name))
+    except ValueError as error:
+        raise PackedModelError(str(error)) from error
+    with torch.device("meta"):
+        model = BitVLA(config)
+    dtype, seed, size = torch.bfloat16, 0, config.vision.image_size
+    images = {
+        "size": {"height": size, "width": size},
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+        "rescale_factor": 1 / 255,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        byte_tokenizer().save_pretrained(folder)
+        companions = {name: (Path(folder) / name).read_bytes() for name in COMPANIONS if (Path(folder) / name).is_file()}
+    companions["preprocessor_config.json"] = json.dumps(images, indent=2).encode() + b"\n"
+    provenance = {"source": RANDOM + name, "seed": seed, "package_version": _package_version()}
+    dtypes = dict.fromkeys(model.state_dict(), dtype)
+    tensors = ((name, parts) for name, _, parts in draw(model, seed=seed, dtype=dtype))
+    return _Source(config, identity_statistics(config), "random", provenance, companions, dtypes, tensors)
+
+
+def _package_version() -> str | None:
+    try:
+        return metadata.version("bitvla_ros")
+    except metadata.PackageNotFoundError:
+        return None  # run from its source tree
+
+
+# --- files ----------------------------------------------------------------------------------------------------------------
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    """Make the names in a directory as durable as the files behind them."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
