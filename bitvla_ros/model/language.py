@@ -52,7 +52,6 @@ class Attention(nn.Module):
     def __init__(self, config: LanguageConfig, activation_bits: int | None) -> None:
         super().__init__()
         self.head_dim = config.head_dim
-        self.groups = config.num_attention_heads // config.num_key_value_heads
         key_value_size = config.num_key_value_heads * config.head_dim
         self.q_proj = TernaryLinear(config.hidden_size, config.hidden_size, activation_bits=activation_bits)
         self.k_proj = TernaryLinear(config.hidden_size, key_value_size, activation_bits=activation_bits)
@@ -64,8 +63,7 @@ class Attention(nn.Module):
         projected = norm_linear(norm, (self.q_proj, self.k_proj, self.v_proj), x)
         q, k, v = (p.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for p in projected)
         q, k = rotate(q, rotary), rotate(k, rotary)
-        k, v = (t.repeat_interleave(self.groups, dim=1) for t in (k, v))
-        seen = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+        seen = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True).transpose(1, 2).flatten(2)
         return norm_linear(self.attn_sub_norm, (self.o_proj,), seen, residual=x)[0]
 
 
@@ -107,5 +105,8 @@ def rotary_table(length: int, head_dim: int, theta: float, dtype: torch.dtype, d
 def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
     """Rotary position embedding of x [B, heads, S, head_dim], in the dtype of x. Channel i turns with channel i + head_dim / 2."""
     cos, sin = rotary
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-second, first], dim=-1) * sin
+    half = x.shape[-1] // 2
+    turned = x * cos
+    turned[..., :half] -= x[..., half:] * sin[:, :half]
+    turned[..., half:] += x[..., :half] * sin[:, half:]
+    return turned
