@@ -36,7 +36,7 @@ lint: .venv/complete  ## ruff, and mypy on everything but nodes/
 	.venv/bin/ruff check .
 	.venv/bin/mypy
 
-bench: .venv/complete  ## how long a chunk takes here, and where the time goes
+bench: .venv/complete  ## how long a chunk takes here, and where the time goes (ARGS=--kernels: the ternary products)
 	.venv/bin/bitvla bench $(ARGS)
 
 clean:  ## remove the environments and everything built
