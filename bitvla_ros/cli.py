@@ -34,6 +34,8 @@ class Verb:
 
 VERBS = {
     "demo": Verb("watch the expert, then BitVLA, drive a simulated arm through a ROS graph", "bitvla_ros.nodes.demo"),
+    "pack": Verb("turn a checkpoint into a packed model, two bits a weight, on disk", "bitvla_ros.evaluation.packing"),
+    "inspect": Verb("show what a packed model or a checkpoint is made of, and whether it is whole", "bitvla_ros.evaluation.inspection"),
     "bench": Verb("time a chunk or the ternary kernels, and show where time and memory go", "bitvla_ros.evaluation.benchmark"),
 }
 

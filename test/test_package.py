@@ -33,11 +33,13 @@ MAY_USE = {
     "cli.py": set(),
     "__init__.py": set(),
 }
-# Single files that may use more: the seam to the network, and the benchmarks that time its parts.
+# Single files that may use more: the seam to the network, and the verbs that are about its parts.
 MAY_ALSO_USE = {
     "policy/bitvla.py": {"model"},
     "evaluation/benchmark.py": {"model", "ternary"},
+    "evaluation/inspection.py": {"model"},
     "evaluation/kernel_benchmark.py": {"model", "ternary"},
+    "evaluation/packing.py": {"model"},
     "evaluation/workload.py": {"model", "ternary"},
 }
 

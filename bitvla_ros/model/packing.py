@@ -142,6 +142,7 @@ def _from_checkpoint(
 ) -> _Source:
     path = resolve(source)
     chosen = {} if chunk is None else {"chunk": chunk}
+    control_hz = None if control_hz is None else float(control_hz)
     checkpoint = read_checkpoint(path, attention=attention, control_hz=control_hz, norm_key=norm_key, **chosen)
     config = checkpoint.config
     if config.action_head and config.control_hz is None:

@@ -1,0 +1,158 @@
+"""The verb `inspect`: what a packed model or a checkpoint is made of, and whether it is whole."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..model import BitVLAConfig
+
+EXAMPLES = """\
+  bitvla inspect goal-packed           a packed model: every byte of it is checked
+  bitvla inspect CHECKPOINT --json     a checkpoint's folder or Hugging Face id, as JSON"""
+
+# Component -> how the names of its tensors begin; the first that fits.
+COMPONENTS = {
+    "vision": ("vision.",),
+    "connector": ("connector.",),
+    "embedding": ("language.embed_tokens.",),
+    "language": ("language.",),
+    "heads": ("action_head.", "proprio_projector."),
+}
+
+PROVENANCE = ("source", "source_config_sha256", "seed", "package_version")  # in the order they are shown
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", help="folder of a packed model, or a checkpoint's folder or Hugging Face id")
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    from ..model.checkpoint import resolve
+    from ..model.packed import is_packed
+
+    path = resolve(arguments.path)
+    return {"path": arguments.path, **(_packed(path) if is_packed(path) else _checkpoint(path))}
+
+
+def _packed(path: Path) -> dict[str, Any]:
+    from ..model.packed import read_packed
+
+    packed = read_packed(path)
+    description = packed.description
+    sizes = {name: entry.end - entry.begin for name, entry in packed.tensors.items()}
+    return {
+        "format": description["format"],
+        "format_version": description["format_version"],
+        "encoding": description["encoding"],
+        "architecture": description["config"],
+        **_bytes(sizes, packed.layers),
+        "statistics": [description["norm_key"]] if description["norm_key"] else [],
+        "provenance": description["provenance"],
+        "model_hash": description["model_hash"],
+        "tensors": description["tensors"],
+        "files": description["files"],
+    }
+
+
+def _checkpoint(path: Path) -> dict[str, Any]:
+    from ..model.checkpoint import hash_model, read_checkpoint, read_statistics
+
+    keys = list(read_statistics(path))
+    checkpoint = read_checkpoint(path, norm_key=keys[0] if keys else None)
+    sizes = {name: tensor.nbytes for name, tensor in checkpoint.tensors.items()}
+    return {
+        "format": "checkpoint",
+        "encoding": None,
+        "architecture": asdict(checkpoint.config),
+        **_bytes(sizes, _ternary(checkpoint.config)),
+        "statistics": keys,
+        "provenance": None,
+        "model_hash": hash_model(checkpoint.config, checkpoint.tensors),
+    }
+
+
+def _ternary(config: BitVLAConfig) -> dict[str, tuple[int, int]]:
+    from ..model.packed import stored_shapes
+
+    return stored_shapes(config, "2bit")[1]
+
+
+def _bytes(sizes: Mapping[str, int], layers: Mapping[str, tuple[int, int]]) -> dict[str, Any]:
+    """Bytes of each component, of its ternary matrices (with their scales) and of the rest."""
+    components = {name: {"ternary_weights": 0, "ternary_bytes": 0, "other_bytes": 0} for name in COMPONENTS}
+    for name, (rows, columns) in layers.items():
+        components[_component(name)]["ternary_weights"] += rows * columns
+    for name, size in sizes.items():
+        layer, _, kind = name.rpartition(".")
+        ternary = layer in layers and kind in ("weight", "words", "scale")
+        components[_component(name)]["ternary_bytes" if ternary else "other_bytes"] += size
+    total = {key: sum(component[key] for component in components.values()) for key in components["vision"]}
+    return {
+        "matrices": len(layers),
+        "components": {name: _with_bits(component) for name, component in components.items()},
+        "total": _with_bits(total),
+    }
+
+
+def _component(name: str) -> str:
+    return next(component for component, prefixes in COMPONENTS.items() if name.startswith(prefixes))
+
+
+def _with_bits(part: dict[str, int]) -> dict[str, Any]:
+    weights = part["ternary_weights"]
+    return {
+        **part,
+        "bytes": part["ternary_bytes"] + part["other_bytes"],
+        "bits_per_ternary_weight": round(8 * part["ternary_bytes"] / weights, 4) if weights else None,
+    }
+
+
+def show(result: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    config = result["architecture"]
+    vision, language = config["vision"], config["language"]
+    encoding = f", {result['encoding']}, format version {result['format_version']}; every hash fits" if result["encoding"] else ""
+    rate = f"{config['control_hz']:g} Hz" if config["control_hz"] else "a rate that is not recorded"
+    actions = f"{config['chunk']} x {config['action_dim']} at {rate}, proprioception {config['proprio_dim'] or 'none'}"
+    facts = {
+        "format": result["format"] + encoding,
+        "vision": f"{_layers(vision)}, images {vision['image_size']} px{'' if vision['ternary'] else ', not ternary'}",
+        "language": f"{_layers(language)}, {language['vocab_size']} tokens, {config['attention']} attention",
+        "actions": actions if config["action_head"] else "none: a base model",
+        "statistics": ", ".join(result["statistics"]) or "none",
+        **{name: value for name in PROVENANCE if (value := (result["provenance"] or {}).get(name)) is not None},
+        "model hash": result["model_hash"],
+    }
+    console.print(result["path"], style="italic", markup=False)
+    for name, value in facts.items():  # not a table, which would cut hashes short
+        console.print(f"{name.replace('_', ' '):<21} {value}", soft_wrap=True, markup=False)
+
+    table = Table(title=f"\nbytes, {result['matrices']} ternary matrices", title_justify="left")
+    for column in ("component", "ternary", "other", "together", "bits a ternary weight"):
+        table.add_column(column, justify="left" if column == "component" else "right")
+    for name, part in result["components"].items():
+        table.add_row(name, *_cells(part))
+    table.add_section()
+    table.add_row("total", *_cells(result["total"]))
+    console.print(table)
+
+
+def _layers(part: Mapping[str, Any]) -> str:
+    return f"{part['num_hidden_layers']} layers, {part['hidden_size']} wide"
+
+
+def _cells(part: Mapping[str, Any]) -> list[str]:
+    bits = part["bits_per_ternary_weight"]
+    return [*(_megabytes(part[key]) for key in ("ternary_bytes", "other_bytes", "bytes")), "" if bits is None else f"{bits:.2f}"]
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:.2f} MB" if count else ""

@@ -1,0 +1,76 @@
+"""The verb `pack`: a checkpoint becomes a packed model, two bits a weight, on disk."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+EXAMPLES = """\
+  bitvla pack hongyuw/ft-bitvla-bitsiglipL-224px-libero_goal-bf16 goal-packed --control-hz 20
+  bitvla pack CHECKPOINT packed --control-hz 20 --encoding base3   smaller, for storage and transfer
+  bitvla pack random:3b packed-3b                                  random weights, for benchmarks: 1.4 GB"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", help="a checkpoint's folder or Hugging Face id; or random:3b, random:nano")
+    parser.add_argument("out", help="folder of the packed model, which must not exist or be empty")
+    parser.add_argument(
+        "--encoding", choices=("2bit", "base3"), default="2bit", help="base3: 1.6 bits a weight, unpacked at load (default: %(default)s)"
+    )
+    parser.add_argument("--control-hz", type=_positive_float, help="rate of the dataset that it was fine-tuned on (LIBERO: 20)")
+    parser.add_argument("--norm-key", help="which of the checkpoint's statistics to keep, where it has several")
+    parser.add_argument("--chunk", type=_positive_int, help="actions a forward pass (default: 8)")
+    parser.add_argument("--attention", choices=("bidirectional", "causal"), help="default: as config.json says, else bidirectional")
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from ..model import pack_model
+
+    began = time.perf_counter()
+    with Progress(console=Console(stderr=True)) as bar:
+        task = bar.add_task("packing", visible=False)  # until the checkpoint has been read and found to be good
+        description = pack_model(
+            arguments.checkpoint,
+            arguments.out,
+            encoding=arguments.encoding,
+            attention=arguments.attention,
+            chunk=arguments.chunk,
+            control_hz=arguments.control_hz,
+            norm_key=arguments.norm_key,
+            progress=lambda name, done, total: bar.update(task, completed=done, total=total, visible=True),
+        )
+    files = list(Path(arguments.out).expanduser().iterdir())
+    return {
+        "out": arguments.out,
+        "source": description["provenance"]["source"],
+        "encoding": arguments.encoding,
+        "bytes": sum(file.stat().st_size for file in files),
+        "files": sorted(file.name for file in files),
+        "model_hash": description["model_hash"],
+        "seconds": round(time.perf_counter() - began, 1),
+    }
+
+
+def show(result: dict[str, Any]) -> None:
+    print(f"packed {result['source']} into {result['out']}: {result['bytes'] / 1e6:.1f} MB in {result['seconds']:.1f} s")
+    print(f"model hash {result['model_hash']}")
+    print(f"look at it with: bitvla inspect {result['out']}")
+
+
+def _positive_int(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value}: give 1 or more")
+    return value
+
+
+def _positive_float(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{value}: give a positive rate in Hz")
+    return value
