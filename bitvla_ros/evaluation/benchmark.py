@@ -133,17 +133,26 @@ def _run_chunk(arguments: argparse.Namespace, stack: ExitStack) -> dict[str, Any
 def _load(arguments: argparse.Namespace, stack: ExitStack) -> BitVLAPolicy:
     """The policy to time, packed. A preset is packed into a folder that lasts as long as `stack`, by a process of its own, whose
     memory is not the benchmark's."""
+    import torch
+
+    from ..model.checkpoint import resolve
+    from ..model.packed import is_packed
     from ..policy.bitvla import BitVLAPolicy
 
-    path = arguments.model
-    if path is None:
+    if arguments.model:
+        path = resolve(arguments.model)
+    else:
         path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bitvla-bench-"))) / arguments.preset
         print(f"packing {arguments.preset} with random weights", file=sys.stderr)
         command = [sys.executable, "-m", "bitvla_ros.cli", "pack", f"random:{arguments.preset}", str(path)]
         if subprocess.run(command, stdout=sys.stderr).returncode:  # it said why, on stderr
             raise BenchmarkError(f"{arguments.preset} could not be packed into {path}; its weights go there for the time of the benchmark")
     print(f"loading {arguments.model or arguments.preset}", file=sys.stderr)
-    policy = BitVLAPolicy.load(path, norm_key=arguments.norm_key, backend=arguments.backend, device=default_device(arguments.backend))
+    device = default_device(arguments.backend)
+    options: dict[str, Any] = {"device": device, "dtype": torch.bfloat16 if device == "cuda" else torch.float32}
+    if not is_packed(path):  # nothing is played here: the rate of a checkpoint does not matter
+        options["control_hz"] = 20.0
+    policy = BitVLAPolicy.load(path, norm_key=arguments.norm_key, backend=arguments.backend, **options)
     if arguments.preset == "3b" and arguments.model is None:
         policy.prompt = cast("Prompt", shortened(policy.prompt))
     return policy
