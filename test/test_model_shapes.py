@@ -110,6 +110,26 @@ def test_wrong_inputs_are_refused_with_what_was_expected(change, message):
 
 
 @pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p, i, s, n: (p, i, s, torch.tensor([25, 0])), "from 1 to 27"),
+        (lambda p, i, s, n: (p, i, s, torch.tensor([25, 28])), "from 1 to 27"),
+        (lambda p, i, s, n: (p, i, s, n[:1]), "expected 2 numbers"),
+        (lambda p, i, s, n: (p, i, s, torch.tensor([27, 9])), r"\[16, 7\] image tokens"),
+        (lambda p, i, s, n: (p, i, s[:1], n), r"batches of \[2, 2, 1\] samples"),
+        (lambda p, i, s, n: (p[:1].expand(4, -1, -1, -1, -1), i, s, n), r"batches of \[4, 2, 2\] samples"),
+    ],
+)
+def test_a_batch_that_does_not_fit_together_is_refused(change, message):
+    ids = prompt(ODD, 1, words=8).expand(2, -1)
+    inputs = torch.randn(1, 1, 3, 31, 31).expand(2, -1, -1, -1, -1), ids, torch.zeros(2, 4), torch.tensor([27, 25])
+    model = network(ODD)
+    model(*inputs)
+    with pytest.raises(ValueError, match=message):
+        model(*change(*inputs))
+
+
+@pytest.mark.parametrize(
     "wrong",
     [{"attention": "sideways"}, {"activation_bits": 4}, {"chunk": 0}, {"image_token_id": 41}, {"control_hz": -1.0}],
 )

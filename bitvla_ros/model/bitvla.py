@@ -39,6 +39,25 @@ class Prediction(NamedTuple):
     normalized_actions: Tensor
 
 
+class Inputs(NamedTuple):
+    """What `BitVLA.compute` reads of a batch: B samples of n cameras, sequences of S tokens, T of all B * S being words.
+
+    `source` says what each token is, by its row among: zeros, for placeholders and padding; the patches of all images; the state
+    of each sample; the words. Without proprioception there are no states.
+    """
+
+    pixel_values: Tensor  # float [B, n, 3, H, W]
+    proprio: Tensor | None  # float [B, proprio_dim]
+    words: Tensor  # float [T, hidden_size], embeddings
+    source: Tensor  # int64 [B, S]
+    read: Tensor  # int64 [B, action_tokens], positions that speak for actions
+    padding: Tensor | None  # bool [B, S]; None: there is none
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Inputs:
+        """On `device`, and what is float in `dtype`."""
+        return Inputs._make(x if x is None else x.to(device=device, dtype=dtype if x.is_floating_point() else x.dtype) for x in self)
+
+
 class BitVLA(nn.Module):
     """The network. `load_checkpoint` and `build` make one that has weights.
 
@@ -71,48 +90,59 @@ class BitVLA(nn.Module):
         input_ids: int [P], the tokenized prompt, with one image token for each patch of each image.
         proprio: float [proprio_dim], already normalised; None for a model without proprioception.
         """
-        batch = self(
-            pixel_values[None].to(self.device),
-            input_ids[None],
-            None if proprio is None else proprio[None].to(self.device),
-        )
+        batch = self(pixel_values[None], input_ids[None], None if proprio is None else proprio[None])
         return Prediction(batch.action_hidden[0], batch.normalized_actions[0])
 
     def forward(self, pixel_values: Tensor, input_ids: Tensor, proprio: Tensor | None, prompt_lengths: Tensor | None = None) -> Prediction:
-        """A batch, for training too: [B, n, 3, H, W], [B, P], [B, proprio_dim] or None. `input_ids` may be on another device.
+        """A batch, for training too: [B, n, 3, H, W], [B, P], [B, proprio_dim] or None, on any device.
 
         prompt_lengths: int [B]; `input_ids` beyond a prompt's length are padding, which nothing sees. None: no padding.
+        Raises ValueError for inputs that do not fit the model.
         """
+        return self.compute(self.prepare(pixel_values, input_ids, proprio, prompt_lengths).to(self.device, self.dtype))
+
+    def prepare(self, pixel_values: Tensor, input_ids: Tensor, proprio: Tensor | None, prompt_lengths: Tensor | None = None) -> Inputs:
+        """The part of `forward` that looks at values: on the host, and the embeddings of words where the table lies."""
         self._check_inputs(pixel_values, input_ids, proprio)
-        longest, actions = input_ids.shape[1], self.config.action_tokens
-        lengths = input_ids.new_full(input_ids.shape[:1], longest) if prompt_lengths is None else prompt_lengths.to(input_ids.device)
+        ids = input_ids.cpu()
+        longest, actions = ids.shape[1], self.config.action_tokens
+        lengths = ids.new_full(ids.shape[:1], longest) if prompt_lengths is None else prompt_lengths.cpu()
+        if lengths.shape != ids.shape[:1] or not bool(((lengths > 0) & (lengths <= longest)).all()):
+            raise ValueError(f"prompt_lengths {lengths.tolist()}: expected {len(ids)} numbers from 1 to {longest}")
         start, stop = lengths[:, None], lengths[:, None] + actions
-        position = torch.arange(longest + actions + 1, device=input_ids.device)
+        position = torch.arange(longest + actions + 1)
 
-        ids = F.pad(input_ids, (0, actions + 1)).masked_fill(position >= start, self.config.stop_token_id)
-        embeddings = self.embed(pixel_values, ids, proprio)
-        placeholders = (start <= position) & (position < stop)
-        embeddings = embeddings.masked_fill(placeholders[..., None].to(self.device), 0)
-        mask = self.attention_mask(None if prompt_lengths is None else position > stop, len(position))
-        hidden = self.language(embeddings, mask)
+        ids = F.pad(ids, (0, actions + 1)).masked_fill(position >= start, self.config.stop_token_id)
+        is_image = ids == self.config.image_token_id
+        is_state = (ids == self.config.proprio_token_id) & (self.proprio_projector is not None)
+        is_word = ((position < start) | (position == stop)) & ~is_image & ~is_state
+        _require_tokens(is_image, pixel_values.shape[1] * self.config.vision.num_patches, "image")
+        if self.proprio_projector is not None:
+            _require_tokens(is_state, 1, "proprioception")
 
-        read = self.read_positions(lengths)[..., None].expand(-1, -1, hidden.shape[-1]).to(self.device)
-        action_hidden = hidden.gather(1, read)
+        table = self.language.embed_tokens
+        return Inputs(
+            pixel_values=pixel_values,
+            proprio=proprio,
+            words=table(ids[is_word].to(table.weight.device)),
+            source=_rows_of(is_image, is_state, is_word),
+            read=self.read_positions(lengths),
+            padding=None if prompt_lengths is None else position > stop,
+        )
+
+    def compute(self, inputs: Inputs) -> Prediction:
+        """The part of `forward` that computes, on this model's device and in its dtype.
+
+        It asks for no value of a tensor, and every shape follows from those of `inputs`: so a CUDA graph can hold all of it.
+        """
+        zeros = inputs.words.new_zeros(1, inputs.words.shape[1])
+        images = self.connector(self.vision(inputs.pixel_values.flatten(0, 1))).flatten(0, 1)
+        states = [] if self.proprio_projector is None else [self.proprio_projector(inputs.proprio)]
+        embeddings = F.embedding(inputs.source, torch.cat([zeros, images, *states, inputs.words]))
+        hidden = self.language(embeddings, self.attention_mask(inputs.padding, embeddings.shape[1]))
+        action_hidden = hidden.gather(1, inputs.read[..., None].expand(-1, -1, hidden.shape[-1]))
         assert self.action_head is not None
         return Prediction(action_hidden, self.action_head(action_hidden.unflatten(1, (self.config.chunk, -1)).flatten(2)))
-
-    def embed(self, pixel_values: Tensor, ids: Tensor, proprio: Tensor | None) -> Tensor:
-        """[B, n, 3, H, W], [B, S], [B, proprio_dim] or None -> [B, S, hidden_size]: images and state in the places of their tokens."""
-        dtype = self.connector.linear_1.weight.dtype
-        table = self.language.embed_tokens
-        embeddings = table(ids.to(table.weight.device)).to(self.device, dtype)
-        images = self.connector(self.vision(pixel_values.flatten(0, 1).to(dtype)))
-        embeddings = _fill(embeddings, ids == self.config.image_token_id, images, "image", pixel_values.shape[1] * images.shape[1])
-        if self.proprio_projector is not None:
-            assert proprio is not None
-            state = self.proprio_projector(proprio.to(dtype))
-            embeddings = _fill(embeddings, ids == self.config.proprio_token_id, state, "proprioception", 1)
-        return embeddings
 
     def read_positions(self, prompt_lengths: Tensor) -> Tensor:
         """int [B, action_tokens]: where the hidden states of the actions are read, from the prompt's last token on."""
@@ -120,7 +150,7 @@ class BitVLA(nn.Module):
 
     def attention_mask(self, is_padding: Tensor | None, length: int) -> Tensor | None:
         """bool, True where a row sees a column; None where every token sees every token. is_padding: bool [B, length] or None."""
-        mask = None if is_padding is None else ~is_padding[:, None, None, :].to(self.device)
+        mask = None if is_padding is None else ~is_padding[:, None, None, :]
         if self.config.attention == "bidirectional":
             return mask
         causal = torch.ones(length, length, dtype=torch.bool, device=self.device).tril()
@@ -178,6 +208,11 @@ class BitVLA(nn.Module):
         """Where the network runs."""
         return self.connector.linear_1.weight.device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in, between ternary layers."""
+        return self.connector.linear_1.weight.dtype
+
     def train(self, mode: bool = True) -> BitVLA:
         if mode and self.backend is not None:
             raise RuntimeError("a packed model has no master weights left to train: load the checkpoint again")
@@ -197,14 +232,26 @@ class BitVLA(nn.Module):
             raise ValueError(f"proprio is {'missing' if proprio is None else 'given'}: expected {expected}")
         if proprio is not None and proprio.shape[1:] != (self.config.proprio_dim,):
             raise ValueError(f"proprio {list(proprio.shape[1:])}: expected [{self.config.proprio_dim}]")
+        sizes = [len(x) for x in (pixel_values, input_ids, proprio) if x is not None]
+        if len(set(sizes)) != 1:
+            raise ValueError(f"batches of {sizes} samples in pixel_values, input_ids and proprio: expected one size")
 
 
-def _fill(embeddings: Tensor, where: Tensor, values: Tensor, what: str, expected: int) -> Tensor:
-    """Put `values` [..., H], in order, at the positions `where` [B, S] of `embeddings` [B, S, H], `expected` in each row."""
+def _rows_of(*kinds: Tensor) -> Tensor:
+    """bool [B, S] each -> int64 [B, S]: tokens of the first kind numbered from 1 on, then those of the next; 0 for all others."""
+    rows, first = torch.zeros(kinds[0].shape, dtype=torch.int64), 1
+    for kind in kinds:
+        count = int(kind.sum())
+        rows[kind] = torch.arange(first, first + count)
+        first += count
+    return rows
+
+
+def _require_tokens(where: Tensor, expected: int, what: str) -> None:
+    """`expected` of them in each row of bool [B, S], or ValueError."""
     found = where.sum(1)
     if bool((found != expected).any()):
         raise ValueError(f"the prompt has {found.tolist()} {what} tokens: expected {expected} in each")
-    return embeddings.masked_scatter(where[..., None].to(embeddings.device), values)
 
 
 def _sharing_input(names: Iterable[str]) -> list[list[str]]:
