@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from bitvla_ros.model import CheckpointError, load_checkpoint
+from bitvla_ros.model import CheckpointError, load_checkpoint, pack_model
 from bitvla_ros.policy.bitvla import BitVLAPolicy, InferenceError, PolicyError
 from bitvla_ros.policy.gate import Reason, Refused
 from bitvla_ros.policy.normalization import Statistics, StatisticsError
@@ -107,6 +107,24 @@ def test_a_rate_is_asked_for_and_never_guessed(checkpoint):
         BitVLAPolicy.load(checkpoint)
     with pytest.raises(PolicyError, match="control_hz"):
         BitVLAPolicy(load_checkpoint(checkpoint), load_tokenizer(checkpoint), recipe=ImageRecipe(), control_hz=-1.0)
+
+
+def test_a_packed_directory_gives_the_chunks_of_the_checkpoint_it_was_packed_from(golden, checkpoint, tmp_path):
+    pack_model(checkpoint, tmp_path / "packed", control_hz=20)
+    observation = recorded(golden, 0, "frames_env")
+    loaded = BitVLAPolicy.load(tmp_path / "packed", jpeg=True, rotate_180=True, backend="reference")
+    in_memory = BitVLAPolicy.load(checkpoint, jpeg=True, rotate_180=True, backend="reference", control_hz=20, dtype=torch.float32)
+    np.testing.assert_array_equal(loaded.infer(observation).actions, in_memory.infer(observation).actions)
+    assert loaded.spec.control_hz == 20 and loaded.spec.cameras == in_memory.spec.cameras
+    assert len(loaded.spec.model_hash) == 64 and loaded.spec.model_hash != in_memory.spec.model_hash
+
+
+def test_layers_run_on_the_backend_that_was_asked_for_or_on_none_without_activation_quantization(checkpoint):
+    assert BitVLAPolicy.load(checkpoint, control_hz=20, backend="reference").model.backend.name == "reference"
+    assert BitVLAPolicy.load(checkpoint, control_hz=20, activation_bits=None).model.backend is None
+    assert BitVLAPolicy.random("nano", activation_bits=None).model.backend is None
+    with pytest.raises(ValueError, match="no backend 'fast': choose one of auto, reference, cpu, triton"):
+        BitVLAPolicy.random("nano", backend="fast")
 
 
 def test_equal_observations_give_equal_chunks_whatever_came_before(nano):

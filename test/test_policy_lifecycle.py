@@ -79,7 +79,7 @@ def refused_configuration(robot: Robot, **parameters) -> str:
     return failed[-1].message
 
 
-DEFAULT = {"policy": "bitvla", "model": "", "norm_key": "", "state_source": "pose", "device": "cpu"}
+DEFAULT = {"policy": "bitvla", "model": "", "norm_key": "", "state_source": "pose", "device": "cpu", "backend": "auto", "activation_bits": 8}
 
 
 @pytest.mark.parametrize(
@@ -91,6 +91,8 @@ DEFAULT = {"policy": "bitvla", "model": "", "norm_key": "", "state_source": "pos
         ({"policy": "replay", "model": "/nowhere/recording.npz"}, "expected an .npz file"),
         ({"policy": "expert", "suite": "tabletop_juggling"}, "tabletop_object"),
         ({"device": "cuda:99", "model": "random:nano"}, "give cpu"),
+        ({"backend": "triton", "model": "random:nano"}, "the backend triton cannot be used"),
+        ({"backend": "cpu", "activation_bits": 0, "model": "random:nano"}, "needs int8 activations"),
         ({"state_source": "tf"}, "apt install ros-"),
     ],
 )

@@ -188,9 +188,13 @@ def test_calls_that_would_give_wrong_numbers_are_refused(backend, wrong, message
 def test_a_backend_that_cannot_work_says_what_it_needs(monkeypatch):
     with pytest.raises(BackendError, match="no backend 'gpu': choose one of auto, reference, cpu, triton"):
         choose("gpu")
+    with pytest.raises(BackendError, match="the backend cpu cannot be used: it runs on the CPU, not on cuda"):
+        choose("cpu", "cuda")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setitem(sys.modules, "triton", None)
-    monkeypatch.delitem(sys.modules, "bitvla_ros.ternary.triton_backend", raising=False)
-    with pytest.raises(BackendError, match="triton needs triton, which cannot be imported: pip install triton"):
+    for module in ("triton_backend", "triton_kernels"):
+        monkeypatch.delitem(sys.modules, f"bitvla_ros.ternary.{module}", raising=False)
+    with pytest.raises(BackendError, match=r"the backend triton cannot be used: Triton cannot be imported.*pip install triton"):
         choose("triton", "cuda")
 
 

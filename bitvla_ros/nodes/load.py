@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from types import SimpleNamespace
 
+from rclpy.logging import get_logger
+
 from ..policy.policy import Policy
 from .parameters import Parameter, ParameterError
 
@@ -18,6 +20,12 @@ PARAMETERS = (
     Parameter("activation_bits", 8, "Quantization of activations; 0: none", choices=(0, 8)),
     Parameter("dtype", "float32", "Of weights and arithmetic", choices=("float32", "bfloat16")),
     Parameter("device", "cpu", "Where the network runs: cpu, cuda or cuda:N"),
+    Parameter(
+        "backend",
+        "auto",
+        "What ternary layers run on: cpu (the C library), triton (on CUDA), reference (plain torch, slow); auto: the fastest of the device",
+        choices=("auto", "reference", "cpu", "triton"),
+    ),
     Parameter("threads", 2, "CPU threads of the network; the same number gives the same actions", minimum=1, maximum=256),
     Parameter("cameras", ("scene", "wrist"), "bitvla: camera roles in the order of the training data"),
     Parameter("rotate_180", False, "bitvla: turn images that nobody has turned upright yet, such as LIBERO's raw renderings"),
@@ -60,7 +68,15 @@ def _load_bitvla(p: SimpleNamespace) -> Policy:
         why = str(error).splitlines()[0]
         raise ParameterError(f"device {p.device!r} cannot be used ({why}): give cpu, or cuda where there is one") from error
     torch.set_num_threads(p.threads)
-    options = {"cameras": p.cameras, "activation_bits": p.activation_bits or None, "dtype": getattr(torch, p.dtype), "device": device}
+    if p.backend != DEFAULTS["backend"] and not p.activation_bits:
+        raise ParameterError(f"backend {p.backend!r} needs int8 activations, but activation_bits is 0: give 8, or backend auto")
+    options = {
+        "cameras": p.cameras,
+        "activation_bits": p.activation_bits or None,
+        "dtype": getattr(torch, p.dtype),
+        "device": device,
+        "backend": p.backend,
+    }
     given = {name: value for name in OF_CHECKPOINTS if (value := getattr(p, name)) != DEFAULTS[name]}
     if p.model.startswith("random:"):
         if given:
@@ -69,7 +85,10 @@ def _load_bitvla(p: SimpleNamespace) -> Policy:
     else:
         policy = BitVLAPolicy.load(p.model, **options, **given)
     try:
-        policy.warm_up()
+        latency = policy.warm_up()
     except InferenceError as error:
         raise ValueError(f"{p.model} cannot infer: {error}") from error
+    backend = policy.model.backend
+    arithmetic = "float weights" if backend is None else f"backend {backend.name}"
+    get_logger("policy").info(f"{p.model} runs on {policy.model.device}, {arithmetic}; a chunk took {latency.total:.2f} s")
     return policy

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..model import BitVLA, build, load_checkpoint
-from ..model.tokenizer import END_OF_TEXT, byte_tokenizer
+from ..model import BitVLA, build, load, with_byte_tokenizer
+from ..model.tokenizer import byte_tokenizer
 from .chunk import ACTION_DIM, ActionChunk, Latency
 from .gate import Reason, Refused
 from .normalization import Statistics, normalise_proprio, to_command, unnormalise_actions
@@ -34,7 +33,7 @@ class InferenceError(RuntimeError):
 class BitVLAPolicy:
     """Joins preprocessing, prompt, network and normalisation. `load` and `random` make one.
 
-    model: in eval mode, on its device. tokenizer: see load_tokenizer. cameras: roles, in the order of training (scene, then wrist).
+    model: ready to predict, on its device. tokenizer: see load_tokenizer. cameras: roles, in the order of training (scene, then wrist).
     recipe: how images are prepared. statistics: by default the checkpoint's. control_hz: rate the actions are meant for, by default
     the checkpoint's. frame: in which actions are expressed, that of the end-effector pose.
     Raises PolicyError, PromptError or StatisticsError where these do not fit together.
@@ -93,16 +92,16 @@ class BitVLAPolicy:
         jpeg: bool = False,
         fit: str = "squash",
         frame: str = "",
-        device: torch.device | str = "cpu",
         **options: Any,
     ) -> BitVLAPolicy:
-        """A fine-tuned checkpoint. rotate_180, jpeg, fit: see ImageRecipe. options: what load_checkpoint takes beside the path."""
-        model = load_checkpoint(path_or_hub_id, **options)
+        """A packed model, or a fine-tuned checkpoint, which is packed in memory unless activation_bits is None.
+
+        rotate_180, jpeg, fit: see ImageRecipe. options: device, backend, dtype and the rest of what model.load takes.
+        """
+        model = load(path_or_hub_id, **options)
         assert model.path is not None
         recipe = ImageRecipe.from_checkpoint(model.path, rotate_180=rotate_180, jpeg=jpeg, fit=fit)
-        policy = cls(model, load_tokenizer(model.path), recipe=recipe, cameras=cameras, frame=frame)
-        model.pack()
-        return policy
+        return cls(model, load_tokenizer(model.path), recipe=recipe, cameras=cameras, frame=frame)
 
     @classmethod
     def random(
@@ -113,30 +112,28 @@ class BitVLAPolicy:
         cameras: tuple[str, ...] = CAMERAS,
         frame: str = "",
         device: torch.device | str = "cpu",
+        backend: str = "auto",
         **options: Any,
     ) -> BitVLAPolicy:
-        """Random weights, for tests and benchmarks: it moves, without sense. options: what build takes."""
+        """Random weights, for tests and benchmarks: it moves, without sense.
+
+        device, backend: see BitVLA.pack. options: what build takes.
+        """
         model = build(preset, seed=seed, **options)
-        tokenizer = byte_tokenizer()
-        vocabulary = tokenizer.get_vocab()
-        # The sizes of 3b come with the ids of a tokenizer that has to be downloaded; random embeddings do not care.
-        model.config = replace(
-            model.config,
-            image_token_id=vocabulary["<|image_pad|>"],
-            proprio_token_id=vocabulary["<proprio_pad>"],
-            stop_token_id=vocabulary[END_OF_TEXT],
-        )
-        policy = cls(
+        model.config = with_byte_tokenizer(model.config)
+        if model.config.activation_bits is None:
+            model.to(device)
+        else:
+            model.pack(backend, device)
+        return cls(
             model,
-            tokenizer,
+            byte_tokenizer(),
             recipe=ImageRecipe(image_size=model.config.vision.image_size),
             cameras=cameras,
             statistics=Statistics.identity(proprio_dim=model.config.proprio_dim),
             control_hz=model.config.control_hz or 20.0,
             frame=frame,
         )
-        model.pack()
-        return policy
 
     def reset(self) -> None:
         """Nothing to forget: every chunk is made of one observation."""

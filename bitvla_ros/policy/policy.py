@@ -14,7 +14,8 @@ class PolicySpec:
     """What a policy needs and what it gives.
 
     cameras: roles it looks at, in the model's order. horizon: actions in a chunk. control_hz: rate the actions are meant for.
-    privileged: it needs simulator truth. model_hash: identifies weights and configuration.
+    privileged: it needs simulator truth. model_hash: identifies weights and configuration as they are
+    stored: a checkpoint and what was packed from it have two.
     """
 
     name: str

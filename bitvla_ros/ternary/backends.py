@@ -19,7 +19,7 @@ NAMES = tuple(_MODULES)
 _log = logging.getLogger(__name__)
 
 
-class BackendError(RuntimeError):
+class BackendError(ValueError):
     """A backend that was asked for cannot work here. The message says what it needs."""
 
 
@@ -93,10 +93,7 @@ def _warn_once(message: str) -> None:
 def _require(name: str, device: torch.device) -> Backend:
     if name not in _MODULES:
         raise BackendError(f"there is no backend {name!r}: choose one of auto, {', '.join(NAMES)}")
-    try:
-        backend: Backend = importlib.import_module(f".{_MODULES[name]}", __package__).BACKEND
-    except ImportError as error:
-        raise BackendError(f"the backend {name} needs {error.name}, which cannot be imported: pip install {error.name}") from error
+    backend: Backend = importlib.import_module(f".{_MODULES[name]}", __package__).BACKEND
     problem = backend.problem(device)
     if problem is not None:
         raise BackendError(f"the backend {name} cannot be used: {problem}")
