@@ -2,6 +2,7 @@
 #ifndef BITVLA_KERNEL_H
 #define BITVLA_KERNEL_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "ternary.h"
@@ -20,23 +21,24 @@ struct output {
     int64_t ld;
 };
 
-/* A panel is `rows` rows wide (or 16, at the end of a matrix) and holds some columns as unpacked codes 0, 1, 2, in an order of the
- * kernel's own. Panels and accumulators are aligned to 64 bytes. */
+/* A panel is some rows, a multiple of 16, and some columns, unpacked to codes 0, 1, 2 in an order of the kernel's own.
+ * Panels and accumulators are aligned to 64 bytes. */
 struct kernel {
-    int rows;     /* of a panel, a multiple of 16 */
-    int blocks;   /* of 16 columns that a panel holds at most */
-    int tokens;   /* that are multiplied at once, in registers */
+    int rows;     /* of a panel at most */
+    int blocks;   /* of 16 columns, of a panel at most */
+    int tokens;   /* that are multiplied at once, in registers, at most */
 
     /* words: of the panel's first row and block; stride: rows a block of words holds. */
     void (*unpack)(const uint8_t *words, int64_t stride, int64_t blocks, int rows, uint8_t *panel);
 
-    /* accumulators [tokens, rows] += codes [tokens, 16 blocks] * panel */
+    /* accumulators [tokens, rows] = codes [tokens, 16 blocks] * panel, added to what is there if `add`.
+     * The codes that come next, to be fetched meanwhile, are `ahead` bytes further on. */
     void (*accumulate)(
-        const int8_t *codes, int64_t ld, int64_t tokens, const uint8_t *panel, int64_t blocks, int rows, int32_t *accumulators);
+        const int8_t *codes, int64_t ld, int tokens, int64_t ahead, const uint8_t *panel, int64_t blocks, int rows, bool add,
+        int32_t *accumulators);
 
     /* accumulators [tokens, rows] -> the first `valid` rows of the output, at [token, row] */
-    void (*finish)(
-        const struct output *out, const int32_t *accumulators, int rows, int valid, int64_t token, int64_t tokens, int64_t row);
+    void (*finish)(const struct output *out, const int32_t *accumulators, int rows, int valid, int64_t token, int tokens, int64_t row);
 
     /* Multiply-accumulates on registers, `rounds` times over; returns how many it did. */
     double (*spin)(int64_t rounds);

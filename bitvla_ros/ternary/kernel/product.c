@@ -2,7 +2,6 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdlib.h>
-#include <string.h>
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -14,8 +13,8 @@
 
 enum {
     MOST_BLOCKS = 1 << 19,        /* 16 * 2^19 columns of products up to 256: the last that fit int32 */
-    CACHED_CODES = 512 * 1024,    /* bytes of activations that stay in a core's second cache beside the rest */
-    FEWEST_TOKENS = 96,           /* that pay for unpacking a panel */
+    CACHED_CODES = 1024 * 1024,    /* bytes of activations that stay in a core's second cache beside the rest */
+    FEWEST_TOKENS = 200,           /* that pay for unpacking a panel */
     ITEMS_PER_THREAD = 4,         /* so that threads end together */
 };
 
@@ -30,8 +29,8 @@ struct product {
 /* Work is cut into items: some tokens times one panel of rows, over all columns. */
 struct plan {
     const struct kernel *kernel;
-    int64_t token_step, token_parts;
-    int64_t panels;   /* of kernel->rows rows, then of 16 */
+    int64_t token_step, token_parts, block_step;
+    int64_t panels;
     size_t panel_bytes, scratch_bytes;
 };
 
@@ -49,42 +48,70 @@ static bool valid(const struct product *p, int threads)
 
 static struct plan make_plan(const struct kernel *kernel, const struct product *p, int threads)
 {
-    const int64_t wide = p->rows / kernel->rows;
-    const int64_t panels = wide + divide_up(p->rows - wide * kernel->rows, 16);
+    const int64_t panels = divide_up(p->rows, kernel->rows);
     int64_t parts = divide_up(p->tokens * p->blocks * 16, CACHED_CODES);
     if (threads > 1 && parts * panels < ITEMS_PER_THREAD * threads)
         parts = divide_up(ITEMS_PER_THREAD * threads, panels);
     parts = least(parts, divide_up(p->tokens, FEWEST_TOKENS));
     const int64_t step = divide_up(divide_up(p->tokens, parts), kernel->tokens) * kernel->tokens;
-    const size_t panel_bytes = (size_t)kernel->rows * 16 * (size_t)least(p->blocks, kernel->blocks);
+    const int64_t block_step = divide_up(p->blocks, divide_up(p->blocks, kernel->blocks));
+    const size_t panel_bytes = (size_t)(kernel->rows * 16 * block_step);
     return (struct plan){
         .kernel = kernel,
         .token_step = step,
         .token_parts = divide_up(p->tokens, step),
+        .block_step = block_step,
         .panels = panels,
         .panel_bytes = panel_bytes,
         .scratch_bytes = panel_bytes + (size_t)kernel->rows * sizeof(int32_t) * (size_t)step,
     };
 }
 
+static void prefetch(const void *rows, int64_t pitch, int64_t count, int64_t bytes)
+{
+    for (int64_t r = 0; r < count; r++)
+        for (int64_t byte = 0; byte < bytes; byte += 64)
+            __builtin_prefetch((const char *)rows + r * pitch + byte);
+}
+
+static void prefetch_to_write(const float *rows, int64_t ld, int64_t count, int64_t columns)
+{
+    for (int64_t r = 0; r < count; r++)
+        for (int64_t column = 0; column < columns; column += 16)
+            __builtin_prefetch(rows + r * ld + column, 1);
+}
+
 static void run_item(const struct plan *plan, const struct product *p, int64_t item, uint8_t *scratch)
 {
     const struct kernel *kernel = plan->kernel;
     /* Tokens outermost: their codes stay in the cache while the panels pass. */
-    const int64_t token = item / plan->panels * plan->token_step, panel = item % plan->panels;
-    const int64_t tokens = least(plan->token_step, p->tokens - token);
-    const int64_t wide = p->rows / kernel->rows;
-    const int rows = panel < wide ? kernel->rows : 16;
-    const int64_t row = panel < wide ? panel * kernel->rows : wide * kernel->rows + (panel - wide) * 16;
-    int32_t *accumulators = (int32_t *)(scratch + plan->panel_bytes);
+    const int64_t first = item / plan->panels * plan->token_step, panel = item % plan->panels;
+    const int64_t last = least(first + plan->token_step, p->tokens);
+    const int64_t row = panel * kernel->rows;
+    const int valid = (int)least(kernel->rows, p->rows - row), rows = (int)divide_up(valid, 16) * 16;
+    const int64_t pitch = p->stride * 4;
 
-    memset(accumulators, 0, sizeof(int32_t) * (size_t)(tokens * rows));
-    for (int64_t block = 0; block < p->blocks; block += kernel->blocks) {
-        const int64_t blocks = least(kernel->blocks, p->blocks - block);
-        kernel->unpack(p->words + (block * p->stride + row) * 4, p->stride, blocks, rows, scratch);
-        kernel->accumulate(p->codes + token * p->ld_codes + block * 16, p->ld_codes, tokens, scratch, blocks, rows, accumulators);
+    for (int64_t block = 0; block < p->blocks; block += plan->block_step) {
+        const int64_t blocks = least(plan->block_step, p->blocks - block), next = block + blocks;
+        const bool done = next == p->blocks;
+        const uint8_t *words = p->words + block * pitch + row * 4;
+        kernel->unpack(words, p->stride, blocks, rows, scratch);
+        if (!done)
+            prefetch(words + blocks * pitch, pitch, least(blocks, p->blocks - next), rows * 4);
+        int32_t *accumulators = (int32_t *)(scratch + plan->panel_bytes);
+        for (int64_t token = first; token < last; token += kernel->tokens, accumulators += kernel->tokens * rows) {
+            const int64_t tokens = least(kernel->tokens, last - token);
+            const int8_t *codes = p->codes + token * p->ld_codes + block * 16;
+            const int64_t ahead = token + tokens < last ? tokens * p->ld_codes : 0;
+            if (done && p->out.y)
+                prefetch_to_write(p->out.y + token * p->out.ld + row, p->out.ld, tokens, valid);
+            if (done && p->out.residual)
+                prefetch(p->out.residual + token * p->out.ld_residual + row, p->out.ld_residual * 4, tokens, valid * 4);
+            kernel->accumulate(codes, p->ld_codes, (int)tokens, ahead, scratch, blocks, rows, block > 0, accumulators);
+            if (done)
+                kernel->finish(&p->out, accumulators, rows, valid, token, (int)tokens, row);
+        }
     }
-    kernel->finish(&p->out, accumulators, rows, (int)least(rows, p->rows - row), token, tokens, row);
 }
 
 static int run(const struct product *p, int isa, int threads)

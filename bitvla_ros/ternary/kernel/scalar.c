@@ -3,7 +3,7 @@
 
 #include "finish.h"
 
-enum { ROWS = 16, BLOCKS = 64 };
+enum { ROWS = 16, BLOCKS = 64, TOKENS = 4 };
 
 static void unpack(const uint8_t *words, int64_t stride, int64_t blocks, int rows, uint8_t *panel)
 {
@@ -18,12 +18,13 @@ static void unpack(const uint8_t *words, int64_t stride, int64_t blocks, int row
 }
 
 static void accumulate(
-    const int8_t *codes, int64_t ld, int64_t tokens, const uint8_t *panel, int64_t blocks, int rows, int32_t *accumulators)
+    const int8_t *codes, int64_t ld, int tokens, int64_t ahead, const uint8_t *panel, int64_t blocks, int rows, bool add, int32_t *accumulators)
 {
-    (void)rows;
-    for (int64_t t = 0; t < tokens; t++) {
-        int32_t sum[ROWS];
-        memcpy(sum, accumulators + t * ROWS, sizeof sum);
+    (void)ahead, (void)rows;
+    for (int t = 0; t < tokens; t++) {
+        int32_t sum[ROWS] = {0};
+        if (add)
+            memcpy(sum, accumulators + t * ROWS, sizeof sum);
         for (int64_t b = 0; b < blocks; b++) {
             int16_t part[ROWS] = {0};  /* 16 products of at most 256 */
             for (int k = 0; k < 16; k++)
@@ -39,15 +40,14 @@ static void accumulate(
 /* Not registers alone, but nothing beyond the first cache. */
 static double spin(int64_t rounds)
 {
-    enum { TOKENS = 4, COLUMNS = 256 };
-    static const int8_t codes[TOKENS * COLUMNS];
-    static const uint8_t panel[COLUMNS * ROWS];
+    static const int8_t codes[TOKENS * 16];
+    static const uint8_t panel[16 * ROWS];
     int32_t accumulators[TOKENS * ROWS] = {0};
     for (int64_t i = 0; i < rounds; i++) {
-        accumulate(codes, COLUMNS, TOKENS, panel, COLUMNS / 16, ROWS, accumulators);
+        accumulate(codes, 16, TOKENS, 0, panel, 1, ROWS, true, accumulators);
         __asm__ volatile("" : : "r"(accumulators) : "memory");
     }
-    return (double)rounds * TOKENS * COLUMNS * ROWS;
+    return (double)rounds * TOKENS * 16 * ROWS;
 }
 
-const struct kernel bitvla_scalar = {ROWS, BLOCKS, 1, unpack, accumulate, finish, spin};
+const struct kernel bitvla_scalar = {ROWS, BLOCKS, TOKENS, unpack, accumulate, finish, spin};
