@@ -180,18 +180,18 @@ def show(result: dict[str, Any]) -> None:
         kernel_benchmark.show(result)
         return
     latency, weights = result["latency_ms"], result["weights_bytes"]
-    title = f"a chunk of {result['model'] or result['preset']}, {result['backend']} backend, {result['threads']} threads"
-    table = Table(title=f"{title} on {result['device']}", show_header=False)
+    table = Table(box=None, pad_edge=False, show_header=False)
     table.add_row("latency p50 / p99", f"{latency['p50']:.1f} / {latency['p99']:.1f} ms", f"{result['chunks']} chunks")
     for name, value in result["breakdown_ms"].items():
         table.add_row(f"  {name}", f"{value:.1f} ms", f"{100 * value / latency['p50']:.0f} %")
-    table.add_section()
     for name, value in weights.items():
         table.add_row(f"weights, {name}", f"{value / 1e6:.1f} MB")
     table.add_row("peak resident memory", f"{result['peak_rss_bytes'] / 1e6:.0f} MB")
     if "gpu_peak_bytes" in result:
         table.add_row("peak memory on the GPU", f"{result['gpu_peak_bytes'] / 1e6:.0f} MB")
     console = Console(highlight=False)
+    console.print(f"A chunk of {result['model'] or result['preset']}. Backend: {result['backend']} on {result['device']}.", end=" ")
+    console.print(f"Threads: {result['threads']}. {result['machine']}.")
     console.print(table)
     if result["others_share"] is not None:
         console.print(f"Processor time that others took meanwhile: {result['others_share']:.1%}.")
