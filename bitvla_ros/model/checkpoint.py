@@ -40,7 +40,7 @@ PREFIXES = (
     ("action_head.model.", "action_head."),
     ("proprio_projector.", "proprio_projector."),
 )
-PART = 1 << 24  # elements of a tensor that are looked at together
+PART = 1 << 22  # elements of a tensor that are looked at together
 UNUSED = "language_model.lm_head."  # actions are regressed from hidden states, never read off the vocabulary
 
 

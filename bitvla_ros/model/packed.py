@@ -139,7 +139,7 @@ def read_packed(path: str | Path) -> PackedModel:
     path = Path(path).expanduser().resolve()
     try:
         description = _read_description(path / CONFIG)
-        config = parse_config(path / CONFIG, description)
+        config = _parse_config(path / CONFIG, description)
         _check_companions(path, description["files"])
         header_hash, tensors = read_header(path / WEIGHTS)
         if header_hash != description["header"]:
@@ -186,10 +186,12 @@ def _read_description(file: Path) -> dict[str, Any]:
     return description
 
 
-def parse_config(file: Path, description: dict[str, Any]) -> BitVLAConfig:
+def _parse_config(file: Path, description: dict[str, Any]) -> BitVLAConfig:
     missing = {"encoding", "config", "files", "header", "tensors", "norm_stats", "norm_key"} - description.keys()
     if missing:
         raise PackedModelError(f"{file} lacks {', '.join(sorted(missing))}. {_AGAIN}")
+    if not all(isinstance(description[key], dict) for key in ("config", "files", "tensors")):
+        raise PackedModelError(f"{file} must have objects under config, files and tensors. {_AGAIN}")
     if description["encoding"] not in ENCODINGS:
         raise PackedModelError(f"{file} has the encoding {description['encoding']!r}: expected {' or '.join(ENCODINGS)}. {_AGAIN}")
     try:
@@ -203,6 +205,9 @@ def parse_config(file: Path, description: dict[str, Any]) -> BitVLAConfig:
 
 
 def _check_companions(path: Path, files: dict[str, str]) -> None:
+    unknown = sorted(files.keys() - set(COMPANIONS))
+    if unknown:
+        raise PackedModelError(f"{path / CONFIG} lists {', '.join(unknown)}: expected only {', '.join(COMPANIONS)}. {_AGAIN}")
     for name in COMPANIONS:
         if name in files:
             if hashlib.sha256((path / name).read_bytes()).hexdigest() != files[name]:

@@ -94,7 +94,7 @@ def pack_model(
             raise
     except OSError as error:
         raise PackedModelError(
-            f"{out} cannot be written: {error.strerror or error}. The packed model takes {size / 1e6:.0f} MB; nothing of it was left there"
+            f"{out} cannot be written: {error.strerror or error}. The packed model takes {size / 1e6:.1f} MB; nothing of it was left there"
         ) from error
     return description
 
