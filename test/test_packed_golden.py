@@ -9,7 +9,7 @@ import torch
 from golden import ATTENTIONS, Golden, check_end_to_end, check_layers
 
 from bitvla_ros.model import build
-from bitvla_ros.ternary import Backend, BackendError, choose
+from bitvla_ros.ternary import Backend, BackendError, choose, triton_backend
 
 BACKENDS = ("reference", "cpu")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8_fp32": torch.float32, "int8_bf16": torch.bfloat16}
@@ -98,6 +98,13 @@ def test_a_backend_that_cannot_work_costs_no_weights():
     with pytest.raises(BackendError):
         model.pack("no such")
     assert all(layer.weight is not None for layer in model.ternary_layers().values())
+
+
+def test_a_gpu_without_triton_leaves_the_network_on_the_cpu(monkeypatch):
+    monkeypatch.setattr(triton_backend.TritonBackend, "problem", lambda self, device: "Triton cannot be imported")
+    model = build("nano").pack("auto", "cuda")
+    assert model.backend is not None and model.backend.name != "triton"
+    assert {tensor.device.type for tensor in model.state_dict().values()} == {"cpu"}
 
 
 def test_packed_weights_of_another_network_are_refused():

@@ -79,7 +79,15 @@ def refused_configuration(robot: Robot, **parameters) -> str:
     return failed[-1].message
 
 
-DEFAULT = {"policy": "bitvla", "model": "", "norm_key": "", "state_source": "pose", "device": "cpu", "backend": "auto", "activation_bits": 8}
+DEFAULT = {
+    "policy": "bitvla",
+    "model": "",
+    "norm_key": "",
+    "state_source": "pose",
+    "device": "cpu",
+    "backend": "auto",
+    "activation_bits": 8,
+}
 
 
 @pytest.mark.parametrize(
