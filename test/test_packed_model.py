@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from checkpoints import STATISTICS, write_checkpoint
@@ -18,9 +19,12 @@ from bitvla_ros.model import PackedModelError, load, load_checkpoint, load_packe
 from bitvla_ros.model.checkpoint import EMBEDDING
 from bitvla_ros.model.packed import CONFIG, WEIGHTS, read_packed
 from bitvla_ros.model.safetensors_file import read_header
+from bitvla_ros.policy.bitvla import BitVLAPolicy
+from bitvla_ros.policy.observation import Observation
 from bitvla_ros.policy.preprocessing import ImageRecipe
 from bitvla_ros.policy.prompt import load_tokenizer
 from bitvla_ros.ternary import reference
+from bitvla_ros.ternary.backends import BackendError
 
 LAYER = "language.layers.0.mlp.up_proj"
 
@@ -133,6 +137,27 @@ def test_load_tells_packed_models_and_checkpoints_apart(checkpoint, originals):
     assert unquantized.backend is None and not unquantized.training
 
 
+def test_a_backend_that_cannot_work_is_said_before_anything_is_read(checkpoint, originals, monkeypatch):
+    from bitvla_ros.model import packed as module
+
+    for name in ("load_checkpoint", "read_packed"):
+        monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("read first"))
+    for path in (checkpoint, originals["2bit"]):
+        with pytest.raises(BackendError):
+            load(path, backend="abacus")
+
+
+def test_a_policy_of_random_weights_infers_from_disk_as_from_memory(tmp_path):
+    pack_model("random:nano", tmp_path / "nano")
+    random = np.random.default_rng(0)
+    images = {role: random.integers(0, 256, (96, 128, 3), dtype=np.uint8) for role in ("scene", "wrist")}
+    observation = Observation(images, np.zeros(8), "lift the block", dict.fromkeys((*images, "state"), 1))
+    stored = BitVLAPolicy.load(tmp_path / "nano", backend="reference", dtype=torch.bfloat16)
+    built = BitVLAPolicy.random("nano", backend="reference", dtype=torch.bfloat16)
+    assert np.array_equal(stored.infer(observation).actions, built.infer(observation).actions)
+    assert stored.spec.control_hz == built.spec.control_hz == 20.0
+
+
 def test_options_of_packing_are_not_changed_afterwards(originals):
     agreeing = {"chunk": 8, "control_hz": 20.0, "attention": "bidirectional", "norm_key": "libero_goal"}
     assert load(originals["2bit"], backend="reference", **agreeing).config.chunk == 8
@@ -158,6 +183,21 @@ def test_a_flipped_bit_anywhere_is_refused_naming_the_file(packed: Path, data: s
             read_packed(packed)
     finally:
         file.write_bytes(intact)
+
+
+def test_a_header_that_says_the_same_in_other_words_is_refused(packed):
+    content = (packed / WEIGHTS).read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.dumps(dict(reversed(json.loads(content[8 : 8 + length]).items())), separators=(",", ":")).encode()
+    (packed / WEIGHTS).write_bytes(content[:8] + header.ljust(length) + content[8 + length :])
+    with pytest.raises(PackedModelError, match=f"the header of .*{WEIGHTS} is not the one that was packed"):
+        load_reference(packed)
+
+
+def test_a_description_that_says_the_same_in_other_words_is_refused(packed):
+    (packed / CONFIG).write_text(json.dumps(described(packed), sort_keys=True))
+    with pytest.raises(PackedModelError, match=r"config\.json is not as it was packed"):
+        load_reference(packed)
 
 
 @pytest.mark.parametrize("name", [f"{LAYER}.words", f"{LAYER}.scale", EMBEDDING, "action_head.fc2.bias"])

@@ -93,6 +93,8 @@ def load(
         if norm_key not in (None, model.norm_key, str(model.norm_key).removesuffix("_no_noops")):
             raise PackedModelError(f"{path} was packed with the statistics {model.norm_key!r}, not {norm_key!r}: pack it again")
         return model
+    if activation_bits is not None:
+        choose(backend, device)  # a backend that cannot work is said before minutes of loading
     given = {name: value for name, value in options.items() if value is not None or name == "activation_bits"}
     model = load_checkpoint(path, dtype=dtype, norm_key=norm_key, **given)  # type: ignore[arg-type]
     return model.to(device) if activation_bits is None else model.pack(backend, device)
