@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ..model import BitVLA, build, load, with_byte_tokenizer
+from ..model.graph import predictor
 from ..model.tokenizer import byte_tokenizer
 from .chunk import ACTION_DIM, ActionChunk, Latency
 from .gate import Reason, Refused
@@ -33,9 +34,9 @@ class InferenceError(RuntimeError):
 class BitVLAPolicy:
     """Joins preprocessing, prompt, network and normalisation. `load` and `random` make one.
 
-    model: ready to predict, on its device. tokenizer: see load_tokenizer. cameras: roles, in the order of training (scene, then wrist).
-    recipe: how images are prepared. statistics: by default the checkpoint's. control_hz: rate the actions are meant for, by default
-    the checkpoint's. frame: in which actions are expressed, that of the end-effector pose.
+    model: ready to predict, on its device, where it stays. tokenizer: see load_tokenizer. cameras: roles, in the order of training
+    (scene, then wrist). recipe: how images are prepared. statistics: by default the checkpoint's. control_hz: rate the actions are
+    meant for, by default the checkpoint's. frame: in which actions are expressed, that of the end-effector pose.
     Raises PolicyError, PromptError or StatisticsError where these do not fit together.
     """
 
@@ -77,6 +78,7 @@ class BitVLAPolicy:
         if (self.prompt.image_token_id, self.prompt.proprio_token_id) != (config.image_token_id, config.proprio_token_id):
             raise PolicyError("the tokenizer and the network disagree about the ids of the image and proprioception tokens")
         self.model = model
+        self._predict = predictor(model)
         self.recipe = recipe
         self.statistics = statistics or Statistics.from_dict(model.norm_stats, action_dim=config.action_dim, proprio_dim=config.proprio_dim)
         self.frame = frame
@@ -150,7 +152,7 @@ class BitVLAPolicy:
         proprio = None if bounds is None else torch.from_numpy(normalise_proprio(observation.state, bounds))
 
         prepared = time.perf_counter()
-        normalised = self.model.predict(pixel_values, input_ids, proprio).normalized_actions.float().cpu().numpy()
+        normalised = self._predict(pixel_values, input_ids, proprio).normalized_actions.float().cpu().numpy()
         inferred = time.perf_counter()
 
         if not np.isfinite(normalised).all():
