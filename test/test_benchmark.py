@@ -64,6 +64,23 @@ def test_random_3b_is_timed_at_the_length_of_the_released_tokenizer():
     assert ids[0] == full[0] and (ids == prompt.image_token_id).sum() == 512 and (ids == prompt.proprio_token_id).sum() == 1
 
 
+def test_parts_can_be_timed_alone_on_what_they_were_given():
+    model = build("nano").pack("reference")
+    size, prompt = model.config.vision.image_size, [model.config.image_token_id] * 128 + [model.config.proprio_token_id, 65]
+    with benchmark.first_inputs(model, benchmark.PARTS) as inputs:
+        for value in (0.0, 1.0):
+            model.predict(torch.full((2, 3, size, size), value), torch.tensor(prompt), torch.zeros(8))
+    assert set(inputs) == {"vision", "connector", "language", "action_head"}
+    assert not inputs["vision"][0].any()  # the first ones
+
+    def timer(call):
+        shape = call().shape
+        return lambda: shape[0] * shape[1] / 1000
+
+    # vision and connector [2, 64, hidden], language [1, S, hidden], head [1, 8, 7]
+    assert benchmark.parts_alone(model, inputs, timer) == {"vision": 0.256, "language": (130 + 57) / 1000, "head": 0.008}
+
+
 @pytest.mark.parametrize(
     "options", ["--preset 3b --kernels", "--plot picture.bmp", "--plot /no/such/folder/a.png", "--backend gpu", "--chunks 0"]
 )

@@ -6,12 +6,14 @@ import argparse
 import datetime
 import os
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -87,11 +89,14 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 def _run_chunk(arguments: argparse.Namespace, stack: ExitStack) -> dict[str, Any]:
     import torch
 
+    from .kernel_benchmark import timed_on_gpu
+
     policy = _load(arguments, stack)
     model = policy.model
     observation = _observation(policy.spec.cameras, arguments.image_size)
-    for _ in range(arguments.warmup):
-        last = policy.infer(observation).latency.total
+    with first_inputs(model, PARTS) as inputs:
+        for _ in range(arguments.warmup):
+            last = policy.infer(observation).latency.total
     chunks = arguments.chunks or min(30, max(5, int(60 / last)))
     totals, parts = [], []
     load = OtherLoad()
@@ -103,6 +108,10 @@ def _run_chunk(arguments: argparse.Namespace, stack: ExitStack) -> dict[str, Any
             totals.append(time.perf_counter() - began)
             parts.append({"preprocess": chunk.latency.preprocessing, **{name: spent.get(name, 0.0) for name in PARTS}})
     others = load.report()
+    if model.device.type == "cuda":
+        gpu_peak = torch.cuda.max_memory_allocated(model.device)
+        alone = parts_alone(model, inputs, timed_on_gpu)
+        parts = [{**part, **alone} for part in parts]
     breakdown = {name: _ms(float(np.median([part[name] for part in parts]))) for name in parts[0]}
     breakdown["rest"] = round(max(0.0, _ms(float(np.median(totals))) - sum(breakdown.values())), 3)
     prompt = len(policy.prompt(INSTRUCTION))
@@ -126,7 +135,7 @@ def _run_chunk(arguments: argparse.Namespace, stack: ExitStack) -> dict[str, Any
         "date": datetime.date.today().isoformat(),
     }
     if model.device.type == "cuda":
-        result["gpu_peak_bytes"] = torch.cuda.max_memory_allocated(model.device)
+        result["gpu_peak_bytes"] = gpu_peak
     return result
 
 
@@ -212,6 +221,40 @@ def weight_bytes(model: nn.Module) -> dict[str, int]:
     everything: list[Tensor] = [*model.parameters(), *model.buffers()]
     ternary = sum(tensor.nbytes for tensor in matrices)
     return {"ternary": ternary, "other": sum(tensor.nbytes for tensor in everything) - ternary, "resident": resident_bytes(everything)}
+
+
+@contextmanager
+def first_inputs(model: nn.Module, parts: Mapping[str, tuple[str, ...]]) -> Iterator[dict[str, tuple[Any, ...]]]:
+    """What each submodule of the parts is first called with while the body runs."""
+    inputs: dict[str, tuple[Any, ...]] = {}
+
+    def keep(child: str) -> Callable[..., None]:
+        def hook(_: Any, arguments: tuple[Any, ...]) -> None:
+            inputs.setdefault(child, arguments)
+
+        return hook
+
+    handles = [model.get_submodule(child).register_forward_pre_hook(keep(child)) for children in parts.values() for child in children]
+    try:
+        yield inputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def parts_alone(
+    model: nn.Module, inputs: Mapping[str, tuple[Any, ...]], timer: Callable[[Callable[[], object]], Callable[[], float]]
+) -> dict[str, float]:
+    """Seconds of each part on its first inputs again, each by itself: on a GPU, one graph replays the whole network, and no hook
+    is called in it."""
+    import torch
+
+    seconds = {}
+    with torch.inference_mode():
+        for part, children in PARTS.items():
+            timed = [timer(partial(model.get_submodule(child), *inputs[child])) for child in children]
+            seconds[part] = sum(statistics.median(take() for _ in range(5)) for take in timed)
+    return seconds
 
 
 @contextmanager

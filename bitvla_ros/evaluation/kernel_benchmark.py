@@ -211,11 +211,11 @@ def _measure_shape(shape: Shape, backend: Backend, device: torch.device, seconds
     for name, call in work.items():
         if name == "linear" and (ceiling := _ceiling(shape, backend)) is not None:
             timed["ceiling"] = ceiling  # right before what it is compared with
-        timed[name] = (_timed_on_gpu if device.type == "cuda" else _timed)(call)
+        timed[name] = (timed_on_gpu if device.type == "cuda" else timed_on_cpu)(call)
     return interleave(timed, seconds=seconds, rounds=rounds), exact
 
 
-def _timed(call: Callable[[], object]) -> Timed:
+def timed_on_cpu(call: Callable[[], object]) -> Timed:
     def timed() -> float:
         began = time.perf_counter()
         call()
@@ -224,7 +224,7 @@ def _timed(call: Callable[[], object]) -> Timed:
     return timed
 
 
-def _timed_on_gpu(call: Callable[[], object], repeats: int = 20) -> Timed:
+def timed_on_gpu(call: Callable[[], object], repeats: int = 20) -> Timed:
     """Seconds of one call, from CUDA events around a graph of several: no launch by Python is in it."""
     import torch
 
