@@ -11,8 +11,10 @@
 enum { LANES = 8, VECTORS = 2, TOKENS = 6, ROWS = 64, BLOCKS = 16, LONGEST = 64 };
 
 #define VECTOR __m256i
+#define REGISTER(x) "x"(x)
 #define load(p) _mm256_loadu_si256((const __m256i *)(p))
 #define store(p, v) _mm256_storeu_si256((__m256i *)(p), v)
+#define dot(sum, weights, codes) _mm256_add_epi16(sum, _mm256_maddubs_epi16(weights, codes))
 #define two_bits(words, bit) _mm256_and_si256(_mm256_srli_epi32(words, bit), _mm256_set1_epi8(3))
 
 INLINE __m256i broadcast(const int8_t *codes)
@@ -32,8 +34,8 @@ INLINE void sum_pairs(const int tokens, __m256i sum[][2], const int8_t *codes, i
         const __m256i high = load(strip + g * 64 + 32);
         UNROLL for (int t = 0; t < tokens; t++) {
             const __m256i four = broadcast(codes + t * ld + 4 * g);
-            sum[t][0] = _mm256_add_epi16(sum[t][0], _mm256_maddubs_epi16(low, four));
-            sum[t][1] = _mm256_add_epi16(sum[t][1], _mm256_maddubs_epi16(high, four));
+            sum[t][0] = dot(sum[t][0], low, four);
+            sum[t][1] = dot(sum[t][1], high, four);
         }
     }
 }
@@ -79,9 +81,12 @@ INLINE void sum_pairs_of_six(__m256i sum[][2], const int8_t *codes, int64_t ld, 
 
 INLINE void tile(
     const int tokens, const int vectors, const int8_t *codes, int64_t ld, const uint8_t *strip, int64_t groups, bool add,
-    int32_t *accumulators, int rows)
+    int32_t *accumulators, int rows, const int8_t *next, int64_t fetch, int64_t step)
 {
     (void)vectors;  /* always two */
+    for (; fetch < groups; fetch += step)
+        UNROLL for (int t = 0; t < tokens; t++)
+            __builtin_prefetch(next + t * ld + 4 * fetch);
     for (int64_t g = 0; g < groups; g += LONGEST, add = true) {
         const int64_t count = groups - g < LONGEST ? groups - g : LONGEST;
         __m256i sum[TOKENS][2];
@@ -89,9 +94,10 @@ INLINE void tile(
             sum_pairs_of_six(sum, codes + 4 * g, ld, strip + g * 64, count);
         else
             sum_pairs(tokens, sum, codes + 4 * g, ld, strip + g * 64, count);
-        UNROLL for (int t = 0; t < tokens; t++)
+        int32_t *row = accumulators;
+        UNROLL for (int t = 0; t < tokens; t++, row = next_row(row, rows))
             UNROLL for (int half = 0; half < 2; half++) {
-                int32_t *to = accumulators + t * rows + half * 8;
+                int32_t *to = row + half * 8;
                 const __m256i wide = _mm256_madd_epi16(sum[t][half], _mm256_set1_epi16(1));
                 store(to, add ? _mm256_add_epi32(load(to), wide) : wide);
             }
@@ -99,26 +105,5 @@ INLINE void tile(
 }
 
 #include "panel.h"
-
-static double spin(int64_t rounds)
-{
-    __m256i sum[TOKENS][2], low = _mm256_setzero_si256(), high = low, four = low;
-    /* The empty instructions change what the compiler knows of the values: nothing. */
-    UNROLL for (int t = 0; t < TOKENS; t++)
-        UNROLL for (int half = 0; half < 2; half++) {
-            sum[t][half] = low;
-            __asm__ volatile("" : "+x"(sum[t][half]));
-        }
-    for (int64_t i = 0; i < rounds; i++)
-        UNROLL for (int t = 0; t < TOKENS; t++) {
-            __asm__ volatile("" : "+x"(low), "+x"(high), "+x"(four));
-            sum[t][0] = _mm256_add_epi16(sum[t][0], _mm256_maddubs_epi16(low, four));
-            sum[t][1] = _mm256_add_epi16(sum[t][1], _mm256_maddubs_epi16(high, four));
-        }
-    UNROLL for (int t = 0; t < TOKENS; t++)
-        UNROLL for (int half = 0; half < 2; half++)
-            __asm__ volatile("" : : "x"(sum[t][half]));
-    return (double)rounds * TOKENS * 16 * 4;
-}
 
 const struct kernel bitvla_avx2 = {ROWS, BLOCKS, TOKENS, unpack, accumulate, finish, spin};

@@ -3,7 +3,7 @@
 #include <stdint.h>
 #include <string.h>
 
-enum { LANES = 16, VECTORS = 4, TOKENS = 6, ROWS = 64, BLOCKS = 16 };  /* 24 sums, 4 of the panel, 1 of the tokens: of 32 registers */
+enum { LANES = 16, VECTORS = 4, TOKENS = 6, ROWS = 64, BLOCKS = 18 };  /* 24 sums, 4 of the panel, 1 of the tokens: of 32 registers */
 
 #define VECTOR __m512i
 #define REGISTER(x) "v"(x)

@@ -1,20 +1,27 @@
 /* The register tile of instruction sets whose dot product takes four columns of a lane's row at once. Included before panel.h, with
- *   zero, broadcast, dot, REGISTER    see avx512vnni.c */
+ *   zero, broadcast    see avx512vnni.c */
 #ifndef BITVLA_DOT_H
 #define BITVLA_DOT_H
 
 #include "finish.h"
 
-/* accumulators [tokens, LANES vectors], `rows` apart, = codes * strip, added to what is there if `add` */
+/* accumulators [tokens, LANES vectors], `rows` apart, = codes * strip, added to what is there if `add`.
+ * On the way every step-th group of the next tokens is fetched, from `fetch` on: all at once they would wait for each other. */
 INLINE void tile(
     const int tokens, const int vectors, const int8_t *codes, int64_t ld, const uint8_t *strip, int64_t groups, bool add,
-    int32_t *accumulators, int rows)
+    int32_t *accumulators, int rows, const int8_t *next, int64_t fetch, int64_t step)
 {
     VECTOR sum[TOKENS][VECTORS];
-    UNROLL for (int t = 0; t < tokens; t++)
+    int32_t *row = accumulators;
+    UNROLL for (int t = 0; t < tokens; t++, row = next_row(row, rows))
         UNROLL for (int v = 0; v < vectors; v++)
-            sum[t][v] = add ? load(accumulators + t * rows + v * LANES) : zero();
+            sum[t][v] = add ? load(row + v * LANES) : zero();
     for (int64_t g = 0; g < groups; g++) {
+        if (g == fetch) {
+            UNROLL for (int t = 0; t < tokens; t++)
+                __builtin_prefetch(next + t * ld + 4 * g);
+            fetch += step;
+        }
         VECTOR weights[VECTORS];
         UNROLL for (int v = 0; v < vectors; v++)
             weights[v] = load(strip + (g * vectors + v) * LANES * 4);
@@ -24,30 +31,10 @@ INLINE void tile(
                 sum[t][v] = dot(sum[t][v], weights[v], four);
         }
     }
-    UNROLL for (int t = 0; t < tokens; t++)
+    row = accumulators;
+    UNROLL for (int t = 0; t < tokens; t++, row = next_row(row, rows))
         UNROLL for (int v = 0; v < vectors; v++)
-            store(accumulators + t * rows + v * LANES, sum[t][v]);
-}
-
-static double spin(int64_t rounds)
-{
-    VECTOR sum[TOKENS][VECTORS], weights = {0}, four = {0};
-    /* The empty instructions change what the compiler knows of the values: nothing. */
-    UNROLL for (int t = 0; t < TOKENS; t++)
-        UNROLL for (int v = 0; v < VECTORS; v++) {
-            sum[t][v] = four;
-            __asm__ volatile("" : "+" REGISTER(sum[t][v]));
-        }
-    for (int64_t i = 0; i < rounds; i++) {
-        __asm__ volatile("" : "+" REGISTER(weights), "+" REGISTER(four));
-        UNROLL for (int t = 0; t < TOKENS; t++)
-            UNROLL for (int v = 0; v < VECTORS; v++)
-                sum[t][v] = dot(sum[t][v], weights, four);
-    }
-    UNROLL for (int t = 0; t < TOKENS; t++)
-        UNROLL for (int v = 0; v < VECTORS; v++)
-            __asm__ volatile("" : : REGISTER(sum[t][v]));
-    return (double)rounds * TOKENS * VECTORS * LANES * 4;
+            store(row + v * LANES, sum[t][v]);
 }
 
 #endif

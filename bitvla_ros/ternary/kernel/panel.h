@@ -2,6 +2,7 @@
  *   LANES                            32-bit lanes of a register: one row each
  *   VECTORS, TOKENS                  a tile: rows (in registers) by tokens, as many as the registers hold
  *   VECTOR, load, store, two_bits    see avx512vnni.c
+ *   dot, REGISTER                    for the ceiling: the instructions that multiply and add, and the constraint of inline assembly
  *   tile                             see dot.h
  * A panel is strips of a tile's rows (what remains: strips of 16), each [columns / 4][rows][4]: a load brings four columns of LANES
  * rows, to be multiplied with four codes of one token, which are read where they are. Nothing is summed across lanes. */
@@ -31,27 +32,21 @@ static void unpack(const uint8_t *words, int64_t stride, int64_t blocks, int row
         unpack_strip(words + 4 * r, stride, blocks, 16, panel + r * 16 * blocks);
 }
 
-/* Fetches every `step`-th byte of the tokens' codes, from `first` on. */
-INLINE void prefetch(const int tokens, const int8_t *codes, int64_t ld, int64_t columns, int64_t first, int64_t step)
-{
-    for (int64_t k = first; k < columns; k += step)
-        UNROLL for (int t = 0; t < tokens; t++)
-            __builtin_prefetch(codes + t * ld + k);
-}
-
 INLINE void accumulate_tokens(
     const int tokens, const int8_t *codes, int64_t ld, int64_t ahead, const uint8_t *panel, int64_t blocks, int rows, bool add,
     int32_t *accumulators)
 {
-    /* Each strip fetches its share of cache lines. */
+    /* Of the next tokens' cache lines, of 16 groups each, every strip fetches its share. */
     const int wide = rows / WIDE, strips = wide + rows % WIDE / 16;
     for (int s = 0; s < strips; s++) {
         const int r = s <= wide ? s * WIDE : wide * WIDE + (s - wide) * 16;
-        prefetch(tokens, codes + ahead, ld, 16 * blocks, 64 * s, 64 * strips);
+#define TILE(vectors) \
+    tile(tokens, vectors, codes, ld, panel + r * 16 * blocks, 4 * blocks, add, accumulators + r, rows, codes + ahead, 16 * s, 16 * strips)
         if (s < wide)
-            tile(tokens, VECTORS, codes, ld, panel + r * 16 * blocks, 4 * blocks, add, accumulators + r, rows);
+            TILE(VECTORS);
         else
-            tile(tokens, 16 / LANES, codes, ld, panel + r * 16 * blocks, 4 * blocks, add, accumulators + r, rows);
+            TILE(16 / LANES);
+#undef TILE
     }
 }
 
@@ -67,6 +62,27 @@ static void accumulate(
     WHILE_LEFT(2)
     WHILE_LEFT(1)
 #undef WHILE_LEFT
+}
+
+static double spin(int64_t rounds)
+{
+    VECTOR sum[TOKENS][VECTORS], weights = {0}, four = {0};
+    /* The empty instructions change what the compiler knows of the values: nothing. */
+    UNROLL for (int t = 0; t < TOKENS; t++)
+        UNROLL for (int v = 0; v < VECTORS; v++) {
+            sum[t][v] = four;
+            __asm__ volatile("" : "+" REGISTER(sum[t][v]));
+        }
+    for (int64_t i = 0; i < rounds; i++)
+        UNROLL for (int t = 0; t < TOKENS; t++)
+            UNROLL for (int v = 0; v < VECTORS; v++) {
+                __asm__ volatile("" : "+" REGISTER(weights), "+" REGISTER(four));
+                sum[t][v] = dot(sum[t][v], weights, four);
+            }
+    UNROLL for (int t = 0; t < TOKENS; t++)
+        UNROLL for (int v = 0; v < VECTORS; v++)
+            __asm__ volatile("" : : REGISTER(sum[t][v]));
+    return (double)rounds * TOKENS * VECTORS * LANES * 4;
 }
 
 #endif
