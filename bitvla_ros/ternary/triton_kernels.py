@@ -122,7 +122,7 @@ def linear_kernel(
 
     correction = tl.load(sums + seen)
     if SPLIT > 1:
-        correction = tl.where(begin == 0, correction, 0)
+        correction = tl.where(tl.program_id(1) == 0, correction, 0)
     total = tl.zeros((ROWS, TOKENS), tl.int32) - _settle(correction, TOKENS)[None, :]
     for block in range(begin, end):
         a = _unpack(tl.load(word), ROWS, ASSEMBLY)

@@ -1,6 +1,6 @@
 """Which tiles the Triton product takes for which shape on which GPU.
 
-`MEASURED` holds what `tune` found on a GPU. Any other shape gets the candidate with the least estimated time: rounds of programs, times
+`MEASURED` holds what evaluation/tune_tiles.py found on a GPU. Any other shape gets the candidate with the least estimated time: rounds of programs, times
 the longer of multiplying a tile and bringing its operands from L2, plus storing it. The estimate was never compared with a clock.
 """
 
@@ -45,7 +45,7 @@ _OTHER = Processor(2048, 32, _AMPERE)
 _SPLITS = (1, 2, 4, 8)
 _EDGE_CYCLES = 1500  # before a program's first and after its last product: addresses, the pipeline's filling, rescaling, storing
 
-# (compute capability, N, K): tiles, for the chunk's number of tokens. Empty until somebody runs `python -m bitvla_ros.ternary.triton_tune`.
+# (compute capability, N, K): tiles, for the chunk's number of tokens. Empty until somebody runs `python -m bitvla_ros.evaluation.tune_tiles`.
 MEASURED: dict[tuple[tuple[int, int], int, int], Tiles] = {}
 
 
