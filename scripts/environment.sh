@@ -40,7 +40,7 @@ install_torch() {
 }
 
 if ! [ -x "$folder/bin/python" ]; then
-  say "Setting up $folder with $("$python" --version): about 0.3 GB to download and torch, 0.2 GB as the CPU build and 3 GB with CUDA"
+  say "Setting up $folder with $("$python" --version): about 0.5 GB to download and torch, 0.2 GB as the CPU build and 3 GB with CUDA"
   say "(pip's cache spares what it holds), then a minute of compiling."
   "$python" -m venv "$folder"
 fi
