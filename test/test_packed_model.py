@@ -305,6 +305,19 @@ def test_weights_that_are_not_finite_are_refused(packed):
         load_reference(packed)
 
 
+@pytest.mark.parametrize(("name", "value"), [("action_head.fc1.weight", float("inf")), (f"{LAYER}.words", 255)])
+def test_a_bad_value_is_found_in_whichever_part_of_a_tensor_it_is(packed, monkeypatch, name, value):
+    from bitvla_ros.model import packed as module
+
+    def change(tensors):
+        tensors[name].view(-1)[0] = value
+
+    monkeypatch.setattr(module, "_CHUNK", 64)
+    forge(packed, change)
+    with pytest.raises(PackedModelError, match=name):
+        load_reference(packed)
+
+
 def drop(tensors):
     del tensors[f"{LAYER}.scale"]
 
