@@ -40,6 +40,7 @@ MAY_ALSO_USE = {
     "evaluation/inspection.py": {"model"},
     "evaluation/kernel_benchmark.py": {"model", "ternary"},
     "evaluation/packing.py": {"model"},
+    "evaluation/tune_tiles.py": {"model", "ternary"},
     "evaluation/workload.py": {"model", "ternary"},
 }
 
@@ -155,7 +156,8 @@ def test_core_needs_only_what_it_declares():
     """A module that is imported at the top of a core file is Python's own, ours, or a requirement of the package."""
     declared = {project(line) for line in lines(setup_cfg()["options"]["install_requires"])}
     modules = {"pil": "pillow", "cv2": "opencv-python-headless", "huggingface_hub": "huggingface-hub"}
-    optional = {"simulation": {"mujoco"}, "evaluation": {"imageio_ffmpeg"}}  # extra "sim"; loaded by the verb that needs it
+    # extras "sim" and "triton"; loaded by the verb or the backend that needs them
+    optional = {"simulation": {"mujoco"}, "evaluation": {"imageio_ffmpeg"}, "ternary": {"triton"}}
     undeclared = set()
     for path in CORE:
         part = path.relative_to(PACKAGE).parts[0]

@@ -21,7 +21,6 @@ PROCESSORS = {87: 16, 90: 132, 110: 20}  # streaming multiprocessors: AGX Orin, 
 POINTERS = {
     "codes": "*i8", "absmax": "*fp32", "sums": "*i32", "words": "*i8", "scales": "*fp32", "partial": "*i32",
 }  # the others are activations, weights of norms and biases
-NOT_MULTIPLES = {"tokens", "rows1", "rows2"}  # integers of which the launcher does not see that 16 divides them
 INTEGER = {"LOP3", "SHF", "PRMT", "IADD3", "IMAD", "VIADD", "LEA", "MOV", "SEL", "ISETP", "IMNMX", "VIMNMX", "SGXT", "BFE", "I2I"}
 
 
@@ -81,9 +80,8 @@ def compile_kernel(kernel: Any, capability: int, warps: int, stages: int, out: s
             signature[name] = f"*{other}"
         else:
             signature[name] = f"*{out}" if name == "out" else "i32"
-    aligned = [n for n in names if signature[n][0] == "*" or (signature[n] == "i32" and n not in NOT_MULTIPLES)]
-    if constants.get("COUNT", 1) > 1:
-        aligned += ["rows1", "rows2"]
+    unaligned = {"tokens"} if constants.get("COUNT", 1) == kernels.MATRICES else {"tokens", "rows1", "rows2"}  # as the launcher sees them
+    aligned = [n for n in names if signature[n][0] == "*" or (signature[n] == "i32" and n not in unaligned)]
     source = ASTSource(
         kernel, signature, {(names.index(n),): value for n, value in constants.items()},
         {(names.index(n),): [["tt.divisibility", 16]] for n in aligned},

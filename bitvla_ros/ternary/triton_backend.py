@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,9 +13,7 @@ from torch import Tensor
 from .backends import require_activation, require_call, require_weight
 from .pack import TILE, PackedWeight
 from .quantize import QuantizedActivation
-
-if TYPE_CHECKING:
-    from .triton_tiles import Tiles
+from .triton_tiles import BLOCK, GROUP, Tiles, choose_tiles
 
 _INT32_MAX = 2**31 - 1  # kernels count elements in 32 bits
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -62,7 +60,7 @@ class TritonBackend:
         if any(weight.columns != columns for weight in weights):
             raise ValueError(f"weights of {[weight.columns for weight in weights]} columns: those that share an input have as many")
         ends = torch.tensor([weight.rows for weight in weights]).cumsum(0).tolist()
-        words = torch.empty((-(-columns // kernels.BLOCK), ends[-1], kernels.GROUP), dtype=torch.uint8, device=device)
+        words = torch.empty((-(-columns // BLOCK), ends[-1], GROUP), dtype=torch.uint8, device=device)
         scales = torch.stack([weight.scale.to(device, torch.float32).reshape(()) for weight in weights])
         prepared = []
         for i, (weight, end) in enumerate(zip(weights, ends, strict=True)):
@@ -168,7 +166,7 @@ class TritonBackend:
         with _on(device):
             kernels.linear_kernel[(programs, tiles.split)](
                 codes, absmax, sums, words, *epilogue, partial, tokens, pitch, words.stride(0), *sizes,
-                **options, **terms, EVEN=pitch % kernels.BLOCK == 0, INTEGERS=integers or split, ASSEMBLY=not kernels.INTERPRETED,
+                **options, **terms, EVEN=pitch % BLOCK == 0, INTEGERS=integers or split, ASSEMBLY=not kernels.INTERPRETED,
                 num_warps=tiles.warps, num_stages=tiles.stages, enable_fp_fusion=False,
             )
             if split:
@@ -208,8 +206,6 @@ def _alike(first: Tensor | None, second: Tensor | None) -> bool:
 
 
 def _choose_tiles(device: torch.device, tokens: int, rows: int, columns: int) -> Tiles:
-    from .triton_tiles import Tiles, choose_tiles
-
     if device.type != "cuda":
         return Tiles(64, 32, 4, 1)  # the interpreter has no use for large ones
     properties = _properties(device)
@@ -234,9 +230,9 @@ def _require(tensor: Tensor, shape: torch.Size, device: torch.device) -> None:
 
 
 def _require_words(weight: PackedWeight) -> None:
-    kernels, words = _kernels(), weight.words
-    expected = (-(-weight.columns // kernels.BLOCK), weight.rows, kernels.GROUP)
-    if words.shape != expected or words.stride()[1:] != (kernels.GROUP, 1) or not _reachable(words.device):
+    words = weight.words
+    expected = (-(-weight.columns // BLOCK), weight.rows, GROUP)
+    if words.shape != expected or words.stride()[1:] != (GROUP, 1) or not _reachable(words.device):
         found = f"uint8 {list(words.shape)} on {words.device}, strides {words.stride()}"
         raise ValueError(f"packed words are {found}: expected {list(expected)} on a CUDA GPU, as this backend's `prepare` gives them")
 

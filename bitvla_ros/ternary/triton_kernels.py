@@ -28,9 +28,8 @@ from torch import Tensor
 
 from .pack import PackedWeight, require_packed
 from .quantize import FLOOR, INT8_MAX
+from .triton_tiles import BLOCK, GROUP
 
-BLOCK = 128  # columns a block of words
-GROUP = BLOCK // 4  # bytes of a row in a block
 MATRICES = 3  # that one launch serves at most
 
 _BLOCK = tl.constexpr(BLOCK)

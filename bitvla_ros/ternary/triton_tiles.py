@@ -1,7 +1,8 @@
-"""Which tiles the Triton product takes for which shape on which GPU.
+"""Which tiles the Triton product takes for which shape on which GPU. Imports without Triton.
 
-`MEASURED` holds what evaluation/tune_tiles.py found on a GPU. Any other shape gets the candidate with the least estimated time: rounds of programs, times
-the longer of multiplying a tile and bringing its operands from L2, plus storing it. The estimate was never compared with a clock.
+`MEASURED` holds what evaluation/tune_tiles.py found on a GPU. Any other shape gets the candidate with the least estimated time: rounds
+of programs, times the longer of multiplying a tile and bringing its operands from L2, plus storing it. The estimate was never compared
+with a clock.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from collections.abc import Iterator
 from functools import cache
 from typing import NamedTuple
 
-from .triton_kernels import BLOCK, GROUP
+BLOCK = 128  # columns a block of the kernels' words
+GROUP = BLOCK // 4  # bytes of a row in a block
 
 
 class Tiles(NamedTuple):
@@ -45,7 +47,7 @@ _OTHER = Processor(2048, 32, _AMPERE)
 _SPLITS = (1, 2, 4, 8)
 _EDGE_CYCLES = 1500  # before a program's first and after its last product: addresses, the pipeline's filling, rescaling, storing
 
-# (compute capability, N, K): tiles, for the chunk's number of tokens. Empty until somebody runs `python -m bitvla_ros.evaluation.tune_tiles`.
+# (compute capability, N, K): tiles, for the chunk's number of tokens, as `python -m bitvla_ros.evaluation.tune_tiles` prints them.
 MEASURED: dict[tuple[tuple[int, int], int, int], Tiles] = {}
 
 
