@@ -81,12 +81,11 @@ INLINE void sum_pairs_of_six(__m256i sum[][2], const int8_t *codes, int64_t ld, 
 
 INLINE void tile(
     const int tokens, const int vectors, const int8_t *codes, int64_t ld, const uint8_t *strip, int64_t groups, bool add,
-    int32_t *accumulators, int rows, const int8_t *next, int64_t fetch, int64_t step)
+    int32_t *accumulators, int rows, const struct soon *soon, int64_t line, int64_t step)
 {
     (void)vectors;  /* always two */
-    for (; fetch < groups; fetch += step)
-        UNROLL for (int t = 0; t < tokens; t++)
-            __builtin_prefetch(next + t * ld + 4 * fetch);
+    for (; line < groups; line += step)
+        fetch(soon, tokens, line);
     for (int64_t g = 0; g < groups; g += LONGEST, add = true) {
         const int64_t count = groups - g < LONGEST ? groups - g : LONGEST;
         __m256i sum[TOKENS][2];

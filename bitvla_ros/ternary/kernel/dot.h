@@ -6,10 +6,10 @@
 #include "finish.h"
 
 /* accumulators [tokens, LANES vectors], `rows` apart, = codes * strip, added to what is there if `add`.
- * On the way every step-th group of the next tokens is fetched, from `fetch` on: all at once they would wait for each other. */
+ * On the way it fetches what is wanted soon, at every step-th group from `line` on: all at once would have to wait for each other. */
 INLINE void tile(
     const int tokens, const int vectors, const int8_t *codes, int64_t ld, const uint8_t *strip, int64_t groups, bool add,
-    int32_t *accumulators, int rows, const int8_t *next, int64_t fetch, int64_t step)
+    int32_t *accumulators, int rows, const struct soon *soon, int64_t line, int64_t step)
 {
     VECTOR sum[TOKENS][VECTORS];
     int32_t *row = accumulators;
@@ -17,10 +17,9 @@ INLINE void tile(
         UNROLL for (int v = 0; v < vectors; v++)
             sum[t][v] = add ? load(row + v * LANES) : zero();
     for (int64_t g = 0; g < groups; g++) {
-        if (g == fetch) {
-            UNROLL for (int t = 0; t < tokens; t++)
-                __builtin_prefetch(next + t * ld + 4 * g);
-            fetch += step;
+        if (g == line) {
+            fetch(soon, tokens, g);
+            line += step;
         }
         VECTOR weights[VECTORS];
         UNROLL for (int v = 0; v < vectors; v++)

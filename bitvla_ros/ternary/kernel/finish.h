@@ -7,6 +7,14 @@
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
 
+/* Four bytes of a row belong to a group of four columns; a cache line, to sixteen groups. */
+INLINE void fetch(const struct soon *soon, const int tokens, int64_t group)
+{
+    for (int i = 0; i < soon->count; i++)
+        UNROLL for (int t = 0; t < tokens; t++)
+            __builtin_prefetch((const char *)soon->of[i].rows + t * soon->of[i].pitch + 4 * group);
+}
+
 /* Keeps the compiler from computing, and spilling, the addresses of all rows beforehand. */
 INLINE int32_t *next_row(int32_t *row, int rows)
 {

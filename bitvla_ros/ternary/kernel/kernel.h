@@ -21,6 +21,15 @@ struct output {
     int64_t ld;
 };
 
+/* Rows that will be wanted soon, of as many tokens as are multiplied: brought into the cache meanwhile, a line of each at a time. */
+struct soon {
+    int count;
+    struct {
+        const void *rows;
+        int64_t pitch;  /* bytes */
+    } of[3];
+};
+
 /* A panel is some rows, a multiple of 16, and some columns, unpacked to codes 0, 1, 2 in an order of the kernel's own.
  * Panels and accumulators are aligned to 64 bytes. */
 struct kernel {
@@ -31,11 +40,10 @@ struct kernel {
     /* words: of the panel's first row and block; stride: rows a block of words holds. */
     void (*unpack)(const uint8_t *words, int64_t stride, int64_t blocks, int rows, uint8_t *panel);
 
-    /* accumulators [tokens, rows] = codes [tokens, 16 blocks] * panel, added to what is there if `add`.
-     * The codes that come next, to be fetched meanwhile, are `ahead` bytes further on. */
+    /* accumulators [tokens, rows] = codes [tokens, 16 blocks] * panel, added to what is there if `add` */
     void (*accumulate)(
-        const int8_t *codes, int64_t ld, int tokens, int64_t ahead, const uint8_t *panel, int64_t blocks, int rows, bool add,
-        int32_t *accumulators);
+        const int8_t *codes, int64_t ld, int tokens, const uint8_t *panel, int64_t blocks, int rows, bool add, int32_t *accumulators,
+        const struct soon *soon);
 
     /* accumulators [tokens, rows] -> the first `valid` rows of the output, at [token, row] */
     void (*finish)(const struct output *out, const int32_t *accumulators, int rows, int valid, int64_t token, int tokens, int64_t row);

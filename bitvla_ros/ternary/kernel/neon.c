@@ -18,7 +18,7 @@ enum { LANES = 4, VECTORS = 4, TOKENS = 4, ROWS = 64, BLOCKS = 16 };
 /* As in dot.h, but a token's register holds the codes of four groups, and sdot picks one: broadcasting takes time from sdot here. */
 INLINE void tile(
     const int tokens, const int vectors, const int8_t *codes, int64_t ld, const uint8_t *strip, int64_t groups, bool add,
-    int32_t *accumulators, int rows, const int8_t *next, int64_t fetch, int64_t step)
+    int32_t *accumulators, int rows, const struct soon *soon, int64_t line, int64_t step)
 {
     (void)vectors;  /* always four */
     int32x4_t sum[TOKENS][VECTORS];
@@ -27,10 +27,9 @@ INLINE void tile(
         UNROLL for (int v = 0; v < VECTORS; v++)
             sum[t][v] = add ? load(row + v * LANES) : vdupq_n_s32(0);
     for (int64_t g = 0; g < groups; g += 4, strip += 4 * 64) {
-        if (g == fetch) {
-            UNROLL for (int t = 0; t < tokens; t++)
-                __builtin_prefetch(next + t * ld + 4 * g);
-            fetch += step;
+        if (g == line) {
+            fetch(soon, tokens, g);
+            line += step;
         }
         int8x16_t four[TOKENS];
         UNROLL for (int t = 0; t < tokens; t++)

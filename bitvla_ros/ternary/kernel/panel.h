@@ -33,15 +33,15 @@ static void unpack(const uint8_t *words, int64_t stride, int64_t blocks, int row
 }
 
 INLINE void accumulate_tokens(
-    const int tokens, const int8_t *codes, int64_t ld, int64_t ahead, const uint8_t *panel, int64_t blocks, int rows, bool add,
-    int32_t *accumulators)
+    const int tokens, const int8_t *codes, int64_t ld, const uint8_t *panel, int64_t blocks, int rows, bool add, int32_t *accumulators,
+    const struct soon *soon)
 {
-    /* Of the next tokens' cache lines, of 16 groups each, every strip fetches its share. */
+    /* Every strip fetches its share of the lines that are wanted soon. */
     const int wide = rows / WIDE, strips = wide + rows % WIDE / 16;
     for (int s = 0; s < strips; s++) {
         const int r = s <= wide ? s * WIDE : wide * WIDE + (s - wide) * 16;
 #define TILE(vectors) \
-    tile(tokens, vectors, codes, ld, panel + r * 16 * blocks, 4 * blocks, add, accumulators + r, rows, codes + ahead, 16 * s, 16 * strips)
+    tile(tokens, vectors, codes, ld, panel + r * 16 * blocks, 4 * blocks, add, accumulators + r, rows, soon, 16 * s, 16 * strips)
         if (s < wide)
             TILE(VECTORS);
         else
@@ -51,12 +51,12 @@ INLINE void accumulate_tokens(
 }
 
 static void accumulate(
-    const int8_t *codes, int64_t ld, int tokens, int64_t ahead, const uint8_t *panel, int64_t blocks, int rows, bool add,
-    int32_t *accumulators)
+    const int8_t *codes, int64_t ld, int tokens, const uint8_t *panel, int64_t blocks, int rows, bool add, int32_t *accumulators,
+    const struct soon *soon)
 {
 #define WHILE_LEFT(n) \
     for (; tokens >= n; tokens -= n, codes += n * ld, accumulators += n * rows) \
-        accumulate_tokens(n, codes, ld, ahead, panel, blocks, rows, add, accumulators);
+        accumulate_tokens(n, codes, ld, panel, blocks, rows, add, accumulators, soon);
     WHILE_LEFT(TOKENS)
     WHILE_LEFT(TOKENS / 2)
     WHILE_LEFT(2)

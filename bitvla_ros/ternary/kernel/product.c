@@ -74,11 +74,10 @@ static void prefetch(const void *rows, int64_t pitch, int64_t count, int64_t byt
             __builtin_prefetch((const char *)rows + r * pitch + byte);
 }
 
-static void prefetch_to_write(const float *rows, int64_t ld, int64_t count, int64_t columns)
+static void want(struct soon *soon, const void *rows, int64_t pitch)
 {
-    for (int64_t r = 0; r < count; r++)
-        for (int64_t column = 0; column < columns; column += 16)
-            __builtin_prefetch(rows + r * ld + column, 1);
+    soon->of[soon->count].rows = rows;
+    soon->of[soon->count++].pitch = pitch;
 }
 
 static void run_item(const struct plan *plan, const struct product *p, int64_t item, uint8_t *scratch)
@@ -102,12 +101,14 @@ static void run_item(const struct plan *plan, const struct product *p, int64_t i
         for (int64_t token = first; token < last; token += kernel->tokens, accumulators += kernel->tokens * rows) {
             const int64_t tokens = least(kernel->tokens, last - token);
             const int8_t *codes = p->codes + token * p->ld_codes + block * 16;
-            const int64_t ahead = token + tokens < last ? tokens * p->ld_codes : 0;
+            struct soon soon = {0};
+            if (token + tokens < last)
+                want(&soon, codes + tokens * p->ld_codes, p->ld_codes);
             if (done && p->out.y)
-                prefetch_to_write(p->out.y + token * p->out.ld + row, p->out.ld, tokens, valid);
+                want(&soon, p->out.y + token * p->out.ld + row, p->out.ld * 4);
             if (done && p->out.residual)
-                prefetch(p->out.residual + token * p->out.ld_residual + row, p->out.ld_residual * 4, tokens, valid * 4);
-            kernel->accumulate(codes, p->ld_codes, (int)tokens, ahead, scratch, blocks, rows, block > 0, accumulators);
+                want(&soon, p->out.residual + token * p->out.ld_residual + row, p->out.ld_residual * 4);
+            kernel->accumulate(codes, p->ld_codes, (int)tokens, scratch, blocks, rows, block > 0, accumulators, &soon);
             if (done)
                 kernel->finish(&p->out, accumulators, rows, valid, token, (int)tokens, row);
         }

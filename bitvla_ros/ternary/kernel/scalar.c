@@ -1,4 +1,5 @@
 /* Plain C, for processors without any of the others. A panel is [columns][16]. */
+#include <stddef.h>
 #include <string.h>
 
 #include "finish.h"
@@ -18,9 +19,10 @@ static void unpack(const uint8_t *words, int64_t stride, int64_t blocks, int row
 }
 
 static void accumulate(
-    const int8_t *codes, int64_t ld, int tokens, int64_t ahead, const uint8_t *panel, int64_t blocks, int rows, bool add, int32_t *accumulators)
+    const int8_t *codes, int64_t ld, int tokens, const uint8_t *panel, int64_t blocks, int rows, bool add, int32_t *accumulators,
+    const struct soon *soon)
 {
-    (void)ahead, (void)rows;
+    (void)rows, (void)soon;
     for (int t = 0; t < tokens; t++) {
         int32_t sum[ROWS] = {0};
         if (add)
@@ -44,7 +46,7 @@ static double spin(int64_t rounds)
     static const uint8_t panel[16 * ROWS];
     int32_t accumulators[TOKENS * ROWS] = {0};
     for (int64_t i = 0; i < rounds; i++) {
-        accumulate(codes, 16, TOKENS, 0, panel, 1, ROWS, true, accumulators);
+        accumulate(codes, 16, TOKENS, panel, 1, ROWS, true, accumulators, NULL);
         __asm__ volatile("" : : "r"(accumulators) : "memory");
     }
     return (double)rounds * TOKENS * 16 * ROWS;
