@@ -218,6 +218,16 @@ def test_a_file_cut_short_is_refused(packed, kept):
         load_reference(packed)
 
 
+def test_a_file_that_is_cut_short_while_it_is_read_is_refused(packed, monkeypatch):
+    from bitvla_ros.model import packed as module
+
+    entries = read_header(packed / WEIGHTS)
+    (packed / WEIGHTS).write_bytes((packed / WEIGHTS).read_bytes()[:-3])
+    monkeypatch.setattr(module, "read_header", lambda path: entries)
+    with pytest.raises(PackedModelError, match=f"{WEIGHTS} was cut short while it was read"):
+        load_reference(packed)
+
+
 def test_a_file_with_bytes_at_its_end_is_refused(packed):
     with (packed / WEIGHTS).open("ab") as file:
         file.write(b"more")

@@ -269,16 +269,12 @@ def _check_tensor(packed: PackedModel, name: str) -> None:
     entry, digest, problem = packed.tensors[name], hashlib.sha256(), None
     kind = name.rpartition(".")[2]
     buffer = memoryview(bytearray(_CHUNK))
-    with packed.weights.open("rb", buffering=0) as file:
+    with packed.weights.open("rb") as file:
         file.seek(entry.begin)
-        left = entry.end - entry.begin
-        while left:
-            count = file.readinto(buffer[: min(left, _CHUNK)])
-            if not count:
+        for begin in range(entry.begin, entry.end, _CHUNK):
+            count = min(_CHUNK, entry.end - begin)
+            if file.readinto(buffer[:count]) != count:
                 raise PackedModelError(f"{packed.weights} was cut short while it was read. {_AGAIN}")
-            while count % entry.dtype.itemsize:  # a short read
-                count += file.readinto(buffer[count : count + 1])
-            left -= count
             digest.update(buffer[:count])
             values = torch.frombuffer(buffer, dtype=entry.dtype, count=count // entry.dtype.itemsize)
             problem = problem or _problem(values, kind, packed.description["encoding"])
