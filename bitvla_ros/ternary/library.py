@@ -17,7 +17,7 @@ HOW_TO_BUILD = "Build it with `pip install .` or `colcon build`, which need a C 
 _ISAS = {"avx512vnni": 3, "avxvnni": 2, "avx2": 1, "neon": 4, "scalar": 0}
 
 _ERRORS: dict[int, tuple[type[Exception], str]] = {
-    -1: (MemoryError, "the ternary kernel found no memory for its scratch, about 0.2 MB a thread"),
+    -1: (MemoryError, "the ternary kernel found no memory for its scratch, at most 0.3 MB a thread"),
     -2: (ValueError, "the ternary kernel was called with a null pointer, a size below 1 or strides that cannot hold the sizes"),
     -3: (RuntimeError, "the ternary kernel was asked for an instruction set that this processor or this build lacks"),
 }

@@ -24,8 +24,7 @@ INLINE int32_t *next_row(int32_t *row, int rows)
 }
 
 /* One token's outputs. `n` is a constant to the callers that can afford one. */
-INLINE void finish_token(
-    const struct output *out, const int32_t *product, const int n, int64_t m, int64_t row)
+INLINE void finish_token(const struct output *out, const int32_t *product, const int n, int64_t m, int64_t row)
 {
     const int32_t sum = out->sums[m];  /* codes are one too high: 0, 1, 2 */
 /* The next iteration reads nothing that this one writes, though y may be the residual. */

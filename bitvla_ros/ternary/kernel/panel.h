@@ -39,7 +39,7 @@ INLINE void accumulate_tokens(
     /* Every strip fetches its share of the lines that are wanted soon. */
     const int wide = rows / WIDE, strips = wide + rows % WIDE / 16;
     for (int s = 0; s < strips; s++) {
-        const int r = s <= wide ? s * WIDE : wide * WIDE + (s - wide) * 16;
+        const int r = s < wide ? s * WIDE : wide * WIDE + (s - wide) * 16;
 #define TILE(vectors) \
     tile(tokens, vectors, codes, ld, panel + r * 16 * blocks, 4 * blocks, add, accumulators + r, rows, soon, 16 * s, 16 * strips)
         if (s < wide)

@@ -12,10 +12,11 @@
 #include "kernel.h"
 
 enum {
-    MOST_BLOCKS = 1 << 19,        /* 16 * 2^19 columns of products up to 256: the last that fit int32 */
-    CACHED_CODES = 1024 * 1024,    /* bytes of activations that stay in a core's second cache beside the rest */
-    FEWEST_TOKENS = 200,           /* that pay for unpacking a panel */
-    ITEMS_PER_THREAD = 4,         /* so that threads end together */
+    MOST_BLOCKS = 1 << 19,       /* 16 * 2^19 columns of products up to 256: the last that fit int32 */
+    CACHED_CODES = 1024 * 1024,  /* bytes of activations that stay in a core's second cache, more or less */
+    FEWEST_TOKENS = 128,         /* that pay for unpacking a panel */
+    MOST_TOKENS = 1024,          /* whose accumulators stay in the second cache */
+    ITEMS_PER_THREAD = 4,        /* so that threads end together */
 };
 
 struct product {
@@ -53,6 +54,8 @@ static struct plan make_plan(const struct kernel *kernel, const struct product *
     if (threads > 1 && parts * panels < ITEMS_PER_THREAD * threads)
         parts = divide_up(ITEMS_PER_THREAD * threads, panels);
     parts = least(parts, divide_up(p->tokens, FEWEST_TOKENS));
+    if (parts < divide_up(p->tokens, MOST_TOKENS))
+        parts = divide_up(p->tokens, MOST_TOKENS);
     const int64_t step = divide_up(divide_up(p->tokens, parts), kernel->tokens) * kernel->tokens;
     const int64_t block_step = divide_up(p->blocks, divide_up(p->blocks, kernel->blocks));
     const size_t panel_bytes = (size_t)(kernel->rows * 16 * block_step);
@@ -101,7 +104,7 @@ static void run_item(const struct plan *plan, const struct product *p, int64_t i
         for (int64_t token = first; token < last; token += kernel->tokens, accumulators += kernel->tokens * rows) {
             const int64_t tokens = least(kernel->tokens, last - token);
             const int8_t *codes = p->codes + token * p->ld_codes + block * 16;
-            struct soon soon = {0};
+            struct soon soon = {0};  /* what comes next may be fewer rows: naming more does no harm */
             if (token + tokens < last)
                 want(&soon, codes + tokens * p->ld_codes, p->ld_codes);
             if (done && p->out.y)

@@ -4,8 +4,8 @@
  * stride is the number of rows a block holds, a multiple of 16; what pads rows and columns is code 0 (bits 01).
  * Activations, int8 [tokens, 16 blocks] with zeros behind the last column, rows ld_codes bytes apart, and the sum of each token's codes.
  *
- * Any value of the two types is allowed in memory; results do not depend on the instruction set or on the number of threads.
- * Several threads may call at once. Every function checks its arguments and returns one of enum bitvla_error. */
+ * Results are exact and depend neither on the instruction set nor on the number of threads; bits 11 are no code, and what comes of them
+ * is undefined. Several threads may call at once. Every function checks its arguments and returns one of enum bitvla_error. */
 #ifndef BITVLA_TERNARY_H
 #define BITVLA_TERNARY_H
 
@@ -13,7 +13,7 @@
 
 enum bitvla_error {
     BITVLA_OK = 0,
-    BITVLA_OUT_OF_MEMORY = -1,  /* for the scratch of one call: about 0.2 MB a thread */
+    BITVLA_OUT_OF_MEMORY = -1,  /* for the scratch of one call: at most 0.3 MB a thread */
     BITVLA_BAD_ARGUMENT = -2,   /* a null pointer, a size below 1, or strides that cannot hold the sizes */
     BITVLA_UNSUPPORTED = -3,    /* this processor, or this build, lacks the instruction set */
 };
