@@ -162,6 +162,7 @@ def test_a_disk_that_is_full_from_the_start_is_one_clear_error(checkpoint, tmp_p
     done = subprocess.run(python(code, checkpoint, tmp_path / "packed"), cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and done.stdout == ""
     assert "packed cannot be written: File too large. The packed model takes 0.1 MB; nothing of it was left there" in done.stderr
+    assert "packing" not in done.stderr, "the space is reserved before the work begins"
     assert list(tmp_path.iterdir()) == [checkpoint]
 
 
