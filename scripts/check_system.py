@@ -33,7 +33,7 @@ def missing_packages():
     if not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")):
         found.append(("python3-dev", "compiling the ROS messages"))
     if shutil.which("c++") is None or shutil.which("cc") is None:
-        found.append(("build-essential", "compiling the ROS messages"))
+        found.append(("build-essential", "compiling the CPU kernel and the ROS messages"))
     if not loads("libEGL.so.1") and not loads("libOSMesa.so.8", "libOSMesa.so.6"):
         for package in ("libegl1", "libegl-mesa0", "libgl1-mesa-dri"):
             found.append((package, "rendering the simulator's cameras"))
