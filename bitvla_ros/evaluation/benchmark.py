@@ -142,7 +142,6 @@ def _run_chunk(arguments: argparse.Namespace, stack: ExitStack) -> dict[str, Any
 def _load(arguments: argparse.Namespace, stack: ExitStack) -> BitVLAPolicy:
     """The policy to time, packed. A preset is packed into a folder that lasts as long as `stack`, by a process of its own, whose
     memory is not the benchmark's."""
-    import torch
 
     from ..model.checkpoint import resolve
     from ..model.packed import is_packed
@@ -158,7 +157,7 @@ def _load(arguments: argparse.Namespace, stack: ExitStack) -> BitVLAPolicy:
             raise BenchmarkError(f"{arguments.preset} could not be packed into {path}; its weights go there for the time of the benchmark")
     print(f"loading {arguments.model or arguments.preset}", file=sys.stderr)
     device = default_device(arguments.backend)
-    options: dict[str, Any] = {"device": device, "dtype": torch.bfloat16 if device == "cuda" else torch.float32}
+    options: dict[str, Any] = {"device": device}
     if not is_packed(path):  # nothing is played here: the rate of a checkpoint does not matter
         options["control_hz"] = 20.0
     policy = BitVLAPolicy.load(path, norm_key=arguments.norm_key, backend=arguments.backend, **options)

@@ -3,7 +3,7 @@
 from .bitvla import BitVLA, Prediction
 from .checkpoint import CheckpointError, load_checkpoint
 from .config import BitVLAConfig, LanguageConfig, VisionConfig
-from .packed import PackedModelError, load, load_packed
+from .packed import PackedModelError, default_dtype, load, load_packed
 from .packing import pack_model
 from .random_weights import build, with_byte_tokenizer
 
@@ -16,6 +16,7 @@ __all__ = [
     "Prediction",
     "VisionConfig",
     "build",
+    "default_dtype",
     "load",
     "load_checkpoint",
     "load_packed",

@@ -70,7 +70,7 @@ def load(
     *,
     device: torch.device | str = "cpu",
     backend: str = "auto",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     activation_bits: int | None = 8,
     attention: str | None = None,
     chunk: int | None = None,
@@ -79,10 +79,11 @@ def load(
 ) -> BitVLA:
     """A model that is ready to predict on `device`, from a packed model or from a checkpoint, which is packed in memory.
 
-    backend: of ternary.backends.choose. The other options are `load_checkpoint`'s; a packed model has been given them when it was
-    packed, and refuses others. With activation_bits None the model computes in floats, without a backend.
+    backend: of ternary.backends.choose. dtype: of all that is not ternary; by default `default_dtype`. The other options are
+    `load_checkpoint`'s; a packed model has been given them when it was packed, and refuses others. With activation_bits None the model
+    computes in floats, without a backend.
     """
-    path = resolve(path_or_hub_id)
+    path, dtype = resolve(path_or_hub_id), dtype or default_dtype(device)
     options = {"activation_bits": activation_bits, "attention": attention, "chunk": chunk, "control_hz": control_hz}
     if is_packed(path):
         model = load_packed(path, device, backend, dtype)
@@ -98,6 +99,11 @@ def load(
     given = {name: value for name, value in options.items() if value is not None or name == "activation_bits"}
     model = load_checkpoint(path, dtype=dtype, norm_key=norm_key, **given)  # type: ignore[arg-type]
     return model.to(device) if activation_bits is None else model.pack(backend, device)
+
+
+def default_dtype(device: torch.device | str) -> torch.dtype:
+    """bfloat16 on a GPU, whose fast attention it needs; float32 on a CPU, whose kernels compute in it."""
+    return torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
 
 
 def load_packed(

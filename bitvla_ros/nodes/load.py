@@ -18,7 +18,7 @@ PARAMETERS = (
     Parameter("chunk", 0, "Actions a forward pass; 0: as the checkpoint says", minimum=0, maximum=1000),
     Parameter("control_hz", 0.0, "Rate the actions are meant for; 0: as the checkpoint says", "Hz", 0, 1000),
     Parameter("activation_bits", 8, "Quantization of activations; 0: none", choices=(0, 8)),
-    Parameter("dtype", "float32", "Of weights and arithmetic", choices=("float32", "bfloat16")),
+    Parameter("dtype", "", "Of what is not ternary; empty: bfloat16 on a GPU, else float32", choices=("", "float32", "bfloat16")),
     Parameter("device", "cpu", "Where the network runs: cpu, cuda or cuda:N"),
     Parameter(
         "backend",
@@ -73,7 +73,7 @@ def _load_bitvla(p: SimpleNamespace) -> Policy:
     options = {
         "cameras": p.cameras,
         "activation_bits": p.activation_bits or None,
-        "dtype": getattr(torch, p.dtype),
+        "dtype": getattr(torch, p.dtype) if p.dtype else None,
         "device": device,
         "backend": p.backend,
     }

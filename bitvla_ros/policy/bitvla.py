@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..model import BitVLA, build, load, with_byte_tokenizer
+from ..model import BitVLA, build, default_dtype, load, with_byte_tokenizer
 from ..model.graph import predictor
 from ..model.tokenizer import byte_tokenizer
 from .chunk import ACTION_DIM, ActionChunk, Latency
@@ -115,15 +115,13 @@ class BitVLAPolicy:
         frame: str = "",
         device: torch.device | str = "cpu",
         backend: str = "auto",
-        **options: Any,
+        dtype: torch.dtype | None = None,
+        activation_bits: int | None = 8,
     ) -> BitVLAPolicy:
-        """Random weights, for tests and benchmarks: it moves, without sense.
-
-        device, backend: see BitVLA.pack. options: what build takes.
-        """
-        model = build(preset, seed=seed, **options)
+        """Random weights, for tests and benchmarks: it moves, without sense. The options are model.load's."""
+        model = build(preset, seed=seed, dtype=dtype or default_dtype(device), activation_bits=activation_bits)
         model.config = with_byte_tokenizer(model.config)
-        if model.config.activation_bits is None:
+        if activation_bits is None:
             model.to(device)
         else:
             model.pack(backend, device)

@@ -43,9 +43,8 @@ def load() -> ctypes.CDLL:
     library.bitvla_isas.argtypes, library.bitvla_isas.restype = [], c_uint32
     library.bitvla_matmul.argtypes = [c_void_p, c_int64, c_void_p, c_void_p, *sizes, c_void_p, c_int64, c_int, c_int]
     library.bitvla_linear.argtypes = [
-        *(c_void_p, c_int64, c_void_p, c_void_p, c_void_p, c_float, *sizes),
-        *(c_void_p, c_void_p, c_int64, c_void_p, c_int64, c_int, c_int),
-    ]
+        c_void_p, c_int64, c_void_p, c_void_p, c_void_p, c_float, *sizes, c_void_p, c_void_p, c_int64, c_void_p, c_int64, c_int, c_int
+    ]  # fmt: skip
     library.bitvla_ceiling.argtypes = [c_int, c_double, c_int, POINTER(c_double)]
     return library
 

@@ -42,13 +42,15 @@ static void accumulate(
 /* Not registers alone, but nothing beyond the first cache. */
 static double spin(int64_t rounds)
 {
-    static const int8_t codes[TOKENS * 16];
-    static const uint8_t panel[16 * ROWS];
+    int8_t codes[TOKENS * 16] = {0};
+    uint8_t panel[16 * ROWS] = {0};
     int32_t accumulators[TOKENS * ROWS] = {0};
     for (int64_t i = 0; i < rounds; i++) {
+        /* Without this the compiler would know that all of it is zero. */
+        __asm__ volatile("" : : "r"(codes), "r"(panel), "r"(accumulators) : "memory");
         accumulate(codes, 16, TOKENS, panel, 1, ROWS, true, accumulators, NULL);
-        __asm__ volatile("" : : "r"(accumulators) : "memory");
     }
+    __asm__ volatile("" : : "r"(accumulators) : "memory");
     return (double)rounds * TOKENS * 16 * ROWS;
 }
 
