@@ -200,8 +200,8 @@ class BitVLA(nn.Module):
 
     @property
     def backend(self) -> Backend | None:
-        """What packed layers run on; None while they hold master weights."""
-        return next(iter(self.ternary_layers().values())).backend
+        """What packed layers run on; None while they hold master weights, and where no layer is ternary."""
+        return next((layer.backend for layer in self.ternary_layers().values()), None)
 
     @property
     def device(self) -> torch.device:

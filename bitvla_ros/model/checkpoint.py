@@ -246,17 +246,21 @@ def _parse_config(
     ):
         if value not in allowed:
             raise ValueError(f"{name} is {value!r}: expected {' or '.join(map(repr, allowed))}")
-    bits = (vision.get("vit_weight_bits", 32), vision.get("vit_act_bits", 32))
-    if bits not in ((1, 8), (32, 32)):
-        raise ValueError(f"vit_weight_bits, vit_act_bits are {bits}: expected (1, 8), or neither for a tower in full precision")
+    vision_bits = (vision.get("vit_weight_bits", 32), vision.get("vit_act_bits", 32))
+    if vision_bits not in ((1, 8), (32, 32)):
+        raise ValueError(f"vit_weight_bits, vit_act_bits are {vision_bits}: expected (1, 8), or neither for a tower in full precision")
+    # The reference has no such keys: its language model is always ternary. Ours in full precision exist to compare with.
+    text_bits = (text.get("weight_bits", 1), text.get("act_bits", 8))
+    if text_bits not in ((1, 8), (32, 32)):
+        raise ValueError(f"text_config has weight_bits, act_bits {text_bits}: expected neither, or (32, 32) for full precision")
 
     ids = _special_ids(path, text["vocab_size"])
     head_out, proprio_in = tensors.get("action_head.fc2.weight"), tensors.get("proprio_projector.fc1.weight")
     if head_out is None and proprio_in is not None:
         raise CheckpointError(f"{path} has a proprio projector and no action head: its action_head--*_checkpoint.pt is missing")
     return BitVLAConfig(
-        vision=VisionConfig(**_known(VisionConfig, vision), ternary=bits == (1, 8)),
-        language=LanguageConfig(**_known(LanguageConfig, text)),
+        vision=VisionConfig(**_known(VisionConfig, vision), ternary=vision_bits == (1, 8)),
+        language=LanguageConfig(**_known(LanguageConfig, text), ternary=text_bits == (1, 8)),
         image_token_id=ids[IMAGE_PAD],
         proprio_token_id=ids[PROPRIO_PAD],
         stop_token_id=ids[END_OF_TEXT],

@@ -37,7 +37,7 @@ class VisionConfig:
 
 @dataclass(frozen=True)
 class LanguageConfig:
-    """BitNet b1.58 2B4T."""
+    """BitNet b1.58 2B4T. ternary: the linear layers are W1.58-A8, as in every released model."""
 
     vocab_size: int = 128264
     hidden_size: int = 2560
@@ -47,6 +47,7 @@ class LanguageConfig:
     num_key_value_heads: int = 5
     rope_theta: float = 500000.0
     rms_norm_eps: float = 1e-5
+    ternary: bool = True
 
     def __post_init__(self) -> None:
         _require_positive(self)

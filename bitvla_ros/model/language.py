@@ -53,10 +53,10 @@ class Attention(nn.Module):
         super().__init__()
         self.head_dim = config.head_dim
         key_value_size = config.num_key_value_heads * config.head_dim
-        self.q_proj = TernaryLinear(config.hidden_size, config.hidden_size, activation_bits=activation_bits)
-        self.k_proj = TernaryLinear(config.hidden_size, key_value_size, activation_bits=activation_bits)
-        self.v_proj = TernaryLinear(config.hidden_size, key_value_size, activation_bits=activation_bits)
-        self.o_proj = TernaryLinear(config.hidden_size, config.hidden_size, activation_bits=activation_bits)
+        self.q_proj = _linear(config, activation_bits, config.hidden_size, config.hidden_size)
+        self.k_proj = _linear(config, activation_bits, config.hidden_size, key_value_size)
+        self.v_proj = _linear(config, activation_bits, config.hidden_size, key_value_size)
+        self.o_proj = _linear(config, activation_bits, config.hidden_size, config.hidden_size)
         self.attn_sub_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(self, x: Tensor, norm: RMSNorm, rotary: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
@@ -72,9 +72,9 @@ class MLP(nn.Module):
 
     def __init__(self, config: LanguageConfig, activation_bits: int | None) -> None:
         super().__init__()
-        self.gate_proj = TernaryLinear(config.hidden_size, config.intermediate_size, activation_bits=activation_bits)
-        self.up_proj = TernaryLinear(config.hidden_size, config.intermediate_size, activation_bits=activation_bits)
-        self.down_proj = TernaryLinear(config.intermediate_size, config.hidden_size, activation_bits=activation_bits)
+        self.gate_proj = _linear(config, activation_bits, config.hidden_size, config.intermediate_size)
+        self.up_proj = _linear(config, activation_bits, config.hidden_size, config.intermediate_size)
+        self.down_proj = _linear(config, activation_bits, config.intermediate_size, config.hidden_size)
         self.ffn_sub_norm = RMSNorm(config.intermediate_size, config.rms_norm_eps)
 
     def forward(self, x: Tensor, norm: RMSNorm) -> Tensor:
@@ -110,3 +110,9 @@ def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
     turned[..., :half] -= x[..., half:] * sin[:, :half]
     turned[..., half:] += x[..., :half] * sin[:, half:]
     return turned
+
+
+def _linear(config: LanguageConfig, activation_bits: int | None, in_features: int, out_features: int) -> nn.Module:
+    if config.ternary:
+        return TernaryLinear(in_features, out_features, activation_bits=activation_bits)
+    return nn.Linear(in_features, out_features, bias=False)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -31,6 +34,17 @@ class VisionTower(nn.Module):
         for layer in self.layers:
             x = layer(x)
         return x
+
+    @contextmanager
+    def recording(self) -> Iterator[list[Tensor]]:
+        """The hidden states [N, num_patches, hidden_size] behind every layer, of the forward passes inside the `with`."""
+        states: list[Tensor] = []
+        handles = [layer.register_forward_hook(lambda module, inputs, output: states.append(output)) for layer in self.layers]
+        try:
+            yield states
+        finally:
+            for handle in handles:
+                handle.remove()
 
 
 class VisionLayer(nn.Module):
