@@ -1,0 +1,446 @@
+"""Demonstrations: one in memory, and many on disk in LeRobot's v2.1 layout.
+
+An episode is its parquet file, written under another name and then renamed, and that file's own metadata hold all that meta/ says of
+it. So a writer that was killed continues after the last complete episode, and what it ends with is what an uninterrupted one writes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import lerobot_format as layout
+from .statistics import dataset_statistics
+
+_CACHE = 2 << 30  # bytes of encoded pictures that a Dataset keeps in memory
+
+
+class DatasetError(ValueError):
+    """A dataset or an episode that cannot be read, written or learned from; names episode and frame where there is one."""
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One demonstration of T frames.
+
+    task: the instruction. images: camera role -> uint8 [T, H, W, 3], RGB, upright.
+    state: float32 [T, D]; of a Panda [T, 8], policy/observation.py state_vector.
+    actions: float32 [T, A], what the demonstrator meant to do at each frame: offsets in [-1, 1], last the gripper, 1 = open, 0 = closed.
+    seed: of the simulator's initial state, where it was simulated.
+    """
+
+    task: str
+    images: Mapping[str, NDArray[np.uint8]]
+    state: NDArray[np.float32]
+    actions: NDArray[np.float32]
+    seed: int | None = None
+    success: bool = True
+
+    def __len__(self) -> int:
+        return len(self.actions)
+
+
+class DatasetWriter:
+    """Writes a dataset, episode after episode. Opened on one that it has begun before, it continues it."""
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        fps: float,
+        cameras: Mapping[str, tuple[int, int]],
+        *,
+        name: str,
+        robot_type: str = "panda",
+        source: Mapping[str, Any] | None = None,
+    ) -> None:
+        """fps: frames a second, the control rate. cameras: role -> (height, width). name: key of its normalisation statistics.
+        source: how it was made, for info.json; whatever JSON can hold.
+
+        Raises DatasetError for a folder that holds something else, or a dataset begun with other arguments."""
+        self.path = Path(path)
+        if not fps > 0:
+            raise DatasetError(f"fps is {fps}: expected a positive rate in Hz")
+        if not name:
+            raise DatasetError("the dataset has no name: its statistics are kept under one")
+        self._settings: dict[str, Any] = json.loads(
+            json.dumps(
+                {
+                    "name": name,
+                    "fps": int(fps) if float(fps).is_integer() else float(fps),
+                    "robot_type": robot_type,
+                    "cameras": {role: list(size) for role, size in cameras.items()},
+                    "source": dict(source or {}),
+                }
+            )
+        )
+        self._cameras = dict(cameras)
+        self._records: list[dict[str, Any]] = []  # of each episode: task, seed, success, length, stats
+        self._tasks: list[str] = []
+        self._actions: list[NDArray[np.float32]] = []
+        self._states: list[NDArray[np.float32]] = []
+        self._frames = 0
+        self._continue()
+
+    def __len__(self) -> int:
+        """Complete episodes."""
+        return len(self._records)
+
+    @property
+    def frames(self) -> int:
+        return self._frames
+
+    @property
+    def episodes(self) -> list[tuple[str, int | None]]:
+        """Task and seed of every complete episode."""
+        return [(record["task"], record["seed"]) for record in self._records]
+
+    def add(self, episode: Episode) -> int:
+        """Write an episode; returns its index. Raises DatasetError, naming the frame, for one that does not fit, and where it cannot
+        be written; the dataset then stays as it was."""
+        index = len(self._records)
+        self._check(episode, index)
+        state, actions = episode.state, episode.actions
+        record = {"task": episode.task, "seed": episode.seed, "success": episode.success, "length": len(actions)}
+        record["stats"] = {
+            **{layout.IMAGES + role: layout.picture_statistics(episode.images[role]) for role in self._cameras},
+            layout.STATE: layout.number_statistics(state),
+            layout.ACTION: layout.number_statistics(actions),
+        }
+        task = self._tasks.index(episode.task) if episode.task in self._tasks else len(self._tasks)
+        data = layout.encode_episode(
+            {role: [layout.encode_png(image) for image in episode.images[role]] for role in self._cameras},
+            state,
+            actions,
+            fps=self._settings["fps"],
+            episode=index,
+            first=self._frames,
+            task=task,
+            metadata={"dataset": self._settings, "episode": record},
+        )
+        _write(self.path / layout.data_path(index), data, f"episode {index}")
+        self._remember(record, state, actions)
+        return index
+
+    def close(self) -> None:
+        """Write meta/ and the statistics of what is there. Raises DatasetError where no episode is."""
+        if not self._records:
+            raise DatasetError(f"{self.path}: no episode was written, so there is no dataset")
+        settings, count = self._settings, len(self._records)
+        info = {
+            "codebase_version": layout.VERSION,
+            "robot_type": settings["robot_type"],
+            "total_episodes": count,
+            "total_frames": self._frames,
+            "total_tasks": len(self._tasks),
+            "total_videos": 0,
+            "total_chunks": -(-count // layout.EPISODES_A_FOLDER),
+            "chunks_size": layout.EPISODES_A_FOLDER,
+            "fps": settings["fps"],
+            "splits": {"train": f"0:{count}"},
+            "data_path": layout.DATA,
+            "video_path": None,
+            "features": layout.features(self._cameras, self._states[0].shape[1], self._actions[0].shape[1]),
+            "source": settings["source"],
+        }
+        tasks = layout.json_lines({"task_index": i, "task": task} for i, task in enumerate(self._tasks))
+        episodes = layout.json_lines(
+            {"episode_index": i, "tasks": [record["task"]], "length": record["length"], "seed": record["seed"], "success": record["success"]}
+            for i, record in enumerate(self._records)
+        )
+        stats = layout.json_lines({"episode_index": i, "stats": record["stats"]} for i, record in enumerate(self._records))
+        statistics = {settings["name"]: dataset_statistics(self._actions, self._states)}
+        _write(self.path / layout.TASKS, tasks, "the list of tasks")
+        _write(self.path / layout.EPISODES, episodes, "the list of episodes")
+        _write(self.path / layout.EPISODE_STATISTICS, stats, "the episodes' statistics")
+        _write(self.path / layout.STATISTICS, json.dumps(statistics, indent=2).encode() + b"\n", "the statistics")
+        _write(self.path / layout.INFO, json.dumps(info, indent=4).encode() + b"\n", "info.json")  # last: it makes a dataset of the rest
+
+    def _continue(self) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise DatasetError(f"{self.path} is a file: expected a new folder, or one with a dataset to continue")
+        if self.path.is_dir() and any(self.path.iterdir()) and not (self.path / "data").is_dir():
+            raise DatasetError(f"{self.path} holds something else than a dataset: give a new folder")
+        for leftover in self.path.rglob(".*.partial"):
+            leftover.unlink()
+        present = {int(file.stem.removeprefix("episode_")) for file in self.path.glob("data/chunk-*/episode_*.parquet")}
+        for index in range(len(present)):
+            if index not in present:
+                raise DatasetError(f"{self.path}: episode {index} is missing although episode {max(present)} is there")
+            self._read(index)
+
+    def _read(self, index: int) -> None:
+        file = self.path / layout.data_path(index)
+        try:
+            found = layout.read_metadata(str(file))
+        except (OSError, ValueError) as error:
+            raise DatasetError(f"episode {index}: {file} is damaged ({error}); delete it and all that follow to continue before it") from error
+        if found is None:
+            raise DatasetError(f"episode {index}: {file} was written by another program; bitvla convert makes a dataset of ours from it")
+        for key, value in self._settings.items():
+            if found["dataset"].get(key) != value:
+                raise DatasetError(
+                    f"{self.path} was begun with {key} {found['dataset'].get(key)!r}, not {value!r}: use the same, or another folder"
+                )
+        rows = _Rows.read(file, index, self._settings["fps"], self._frames)
+        self._remember(found["episode"], rows.state, rows.actions)
+
+    def _remember(self, record: dict[str, Any], state: NDArray[np.float32], actions: NDArray[np.float32]) -> None:
+        self._records.append(record)
+        self._states.append(np.array(state))
+        self._actions.append(np.array(actions))
+        self._frames += len(actions)
+        if record["task"] not in self._tasks:
+            self._tasks.append(record["task"])
+
+    def _check(self, episode: Episode, index: int) -> None:
+        where = f"episode {index}"
+        if not episode.task.strip():
+            raise DatasetError(f"{where} has no instruction")
+        length = len(episode.actions)
+        if length == 0:
+            raise DatasetError(f"{where} has no frames")
+        for name, rows, before in (("state", episode.state, self._states), ("actions", episode.actions, self._actions)):
+            if rows.dtype != np.float32 or rows.ndim != 2 or len(rows) != length:
+                raise DatasetError(f"{where}: {name} are {rows.dtype} {list(rows.shape)}, expected float32 [{length}, dimensions]")
+            if before and rows.shape[1] != before[0].shape[1]:
+                raise DatasetError(f"{where}: {name} have {rows.shape[1]} dimensions, those before have {before[0].shape[1]}")
+            _refuse_non_finite(rows, name, where)
+        gripper = episode.actions[:, -1]
+        wrong = np.flatnonzero((gripper < 0) | (gripper > 1))
+        if len(wrong):
+            raise DatasetError(
+                f"{where}, frame {wrong[0]}: the gripper action is {gripper[wrong[0]]:g}, expected 0 (closed) to 1 (open); "
+                "a command's -1 (open) and +1 (closed) must be converted"
+            )
+        unknown, missing = sorted(set(episode.images) - set(self._cameras)), sorted(set(self._cameras) - set(episode.images))
+        if unknown or missing:
+            wrong_cameras = f"unknown camera role {', '.join(unknown)}" if unknown else f"camera {', '.join(missing)} is missing"
+            raise DatasetError(f"{where}: {wrong_cameras}; this dataset has {', '.join(self._cameras) or 'no cameras'}")
+        for role, (height, width) in self._cameras.items():
+            pictures = episode.images[role]
+            if pictures.dtype != np.uint8 or pictures.shape[1:] != (height, width, 3):
+                raise DatasetError(
+                    f"{where}: camera {role} has {pictures.dtype} {list(pictures.shape)}, expected uint8 [{length}, {height}, {width}, 3]"
+                )
+            if len(pictures) != length:
+                raise DatasetError(f"{where}, frame {min(len(pictures), length)}: camera {role} has {len(pictures)} pictures for {length} frames")
+
+
+class Dataset:
+    """A dataset on disk, read lazily: numbers when it is opened, pictures when they are asked for. len() is its frames.
+
+    name, statistics: its entry in dataset_statistics.json. fps: frames a second. cameras: role -> (height, width).
+    tasks: instructions. lengths: frames of each episode. source: how it was made.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], cameras: Sequence[str] | None = None) -> None:
+        """cameras: roles to read; by default all. Raises DatasetError for what is damaged, has gaps or lacks a camera."""
+        self.path = Path(path)
+        info = _json(self.path / layout.INFO, f"{self.path} is no dataset of the layout {layout.VERSION}, or its recording was not finished")
+        if info.get("codebase_version") != layout.VERSION:
+            raise DatasetError(f"{self.path} has the layout {info.get('codebase_version')!r}, expected {layout.VERSION!r}: use bitvla convert")
+        self.fps = float(info["fps"])
+        self.source: dict[str, Any] = info.get("source", {})
+        self.cameras = self._choose(info["features"], cameras)
+        statistics = _json(self.path / layout.STATISTICS, f"{self.path} has no normalisation statistics: bitvla convert computes them")
+        if len(statistics) != 1:
+            raise DatasetError(f"{self.path / layout.STATISTICS} has {len(statistics)} entries, expected the one of this dataset")
+        self.name, self.statistics = next(iter(statistics.items()))
+        self.tasks = tuple(row["task"] for row in _json_lines(self.path / layout.TASKS))
+        self._records = _json_lines(self.path / layout.EPISODES)
+        if len(self._records) != info["total_episodes"]:
+            raise DatasetError(f"{self.path} lists {len(self._records)} episodes, info.json says {info['total_episodes']}")
+        self.lengths = tuple(int(record["length"]) for record in self._records)
+        self._starts = np.concatenate([[0], np.cumsum(self.lengths)]).astype(np.int64)
+        self._files = [
+            self.path / info["data_path"].format(episode_chunk=i // info["chunks_size"], episode_index=i) for i in range(len(self._records))
+        ]
+        dimensions = tuple(info["features"][name]["shape"][0] for name in (layout.STATE, layout.ACTION))
+        self._rows = [self._read(i, dimensions) for i in range(len(self._records))]
+        self._encoded: OrderedDict[int, dict[str, Any]] = OrderedDict()
+        self._bytes = 0
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def locate(self, frame: int) -> tuple[int, int]:
+        """The episode of a frame of the dataset, and its number there."""
+        if not 0 <= frame < len(self):
+            raise IndexError(f"no frame {frame}: the dataset has {len(self)}")
+        episode = int(np.searchsorted(self._starts, frame, side="right")) - 1
+        return episode, frame - int(self._starts[episode])
+
+    def episode(self, index: int) -> Episode:
+        """A whole episode. Raises DatasetError, naming the frame, for a picture that does not decode."""
+        rows, record = self._rows[index], self._records[index]
+        images = {role: np.stack([self._image(index, i, role) for i in range(len(rows.actions))]) for role in self.cameras}
+        return Episode(self.tasks[rows.task], images, rows.state, rows.actions, record.get("seed"), bool(record.get("success", True)))
+
+    def frame(self, index: int, chunk: int = 1) -> tuple[dict[str, NDArray[np.uint8]], NDArray[np.float32], NDArray[np.float32], str]:
+        """Images by role, uint8 [H, W, 3]; state, float32 [D]; actions of this and the following frames, float32 [chunk, A]; instruction.
+
+        Beyond the end of the episode the arm is asked to stay: no offset, the gripper as it was last."""
+        episode, i = self.locate(index)
+        rows = self._rows[episode]
+        actions = np.zeros((chunk, rows.actions.shape[1]), np.float32)
+        actions[:, -1] = rows.actions[-1, -1]
+        following = rows.actions[i : i + chunk]
+        actions[: len(following)] = following
+        images = {role: self._image(episode, i, role) for role in self.cameras}
+        return images, rows.state[i], actions, self.tasks[rows.task]
+
+    def _choose(self, features: Mapping[str, Any], wanted: Sequence[str] | None) -> dict[str, tuple[int, int]]:
+        present = {name.removeprefix(layout.IMAGES): feature for name, feature in features.items() if name.startswith(layout.IMAGES)}
+        roles = list(present) if wanted is None else list(wanted)
+        for role in roles:
+            if role not in present:
+                raise DatasetError(f"{self.path} has no camera {role!r}; it has {', '.join(present) or 'none'}")
+            if present[role]["dtype"] != "image":
+                raise DatasetError(f"{self.path} keeps camera {role!r} as {present[role]['dtype']}, expected pictures: use bitvla convert")
+        return {role: (int(present[role]["shape"][0]), int(present[role]["shape"][1])) for role in roles}
+
+    def _read(self, index: int, dimensions: tuple[int, ...]) -> _Rows:
+        rows = _Rows.read(self._files[index], index, self.fps, int(self._starts[index]))
+        if len(rows.actions) != self.lengths[index]:
+            raise DatasetError(f"episode {index} has {len(rows.actions)} frames, episodes.jsonl says {self.lengths[index]}")
+        if (rows.state.shape[1], rows.actions.shape[1]) != dimensions:
+            raise DatasetError(
+                f"episode {index}: state and actions have {rows.state.shape[1]} and {rows.actions.shape[1]} dimensions, "
+                f"info.json says {dimensions[0]} and {dimensions[1]}"
+            )
+        if not 0 <= rows.task < len(self.tasks):
+            raise DatasetError(f"episode {index} has task {rows.task}; tasks.jsonl has 0 to {len(self.tasks) - 1}")
+        return rows
+
+    def _image(self, episode: int, frame: int, role: str) -> NDArray[np.uint8]:
+        try:
+            image = layout.decode_image(self._pictures(episode)[role][frame].as_buffer())
+        except (ValueError, TypeError) as error:
+            raise DatasetError(f"episode {episode}, frame {frame}, camera {role}: {error}") from error
+        if image.shape[:2] != self.cameras[role]:
+            raise DatasetError(
+                f"episode {episode}, frame {frame}, camera {role}: {image.shape[0]} x {image.shape[1]} pixels, "
+                f"info.json says {self.cameras[role][0]} x {self.cameras[role][1]}"
+            )
+        return image
+
+    def _pictures(self, episode: int) -> dict[str, Any]:
+        """Role -> an Arrow array of encoded pictures. The least recently used are dropped beyond the cache's size."""
+        if episode in self._encoded:
+            self._encoded.move_to_end(episode)
+            return self._encoded[episode]
+        columns = [layout.IMAGES + role for role in self.cameras]
+        try:
+            table = layout.read_columns(str(self._files[episode]), columns)
+            encoded = {role: table.column(layout.IMAGES + role).combine_chunks().field("bytes") for role in self.cameras}
+        except KeyError as error:
+            raise DatasetError(f"episode {episode}: camera {str(error.args[0]).removeprefix(layout.IMAGES)} is missing") from error
+        except (OSError, ValueError) as error:
+            raise DatasetError(f"episode {episode}: {self._files[episode]} is damaged ({error})") from error
+        self._encoded[episode] = encoded
+        self._bytes += _size(encoded)
+        while self._bytes > _CACHE and len(self._encoded) > 1:
+            self._bytes -= _size(self._encoded.popitem(last=False)[1])
+        return encoded
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What an episode's file holds besides pictures. state: float32 [T, D]. actions: float32 [T, A]. task: index."""
+
+    state: NDArray[np.float32]
+    actions: NDArray[np.float32]
+    task: int
+
+    @classmethod
+    def read(cls, file: Path, index: int, fps: float, first: int) -> _Rows:
+        """first: the number that the episode's first frame must have in the dataset."""
+        where = f"episode {index}"
+        if not file.is_file():
+            raise DatasetError(f"{where} is missing: no file {file}")
+        columns = [layout.STATE, layout.ACTION, "timestamp", *layout.INDICES]
+        try:
+            table = layout.read_columns(str(file), columns)
+            state, actions = (_stack(layout.matrix(table, name), name, where) for name in (layout.STATE, layout.ACTION))
+            numbers = {name: table.column(name).to_numpy() for name in columns[2:]}
+        except KeyError as error:
+            raise DatasetError(f"{where}: {file} has no column {error.args[0]!r}") from error
+        except DatasetError:
+            raise
+        except (OSError, ValueError) as error:
+            raise DatasetError(f"{where}: {file} is damaged ({error})") from error
+        expected = np.arange(len(actions))
+        wanted = {"frame_index": expected, "index": first + expected, "episode_index": np.full(len(actions), index)}
+        for name, right in wanted.items():
+            wrong = np.flatnonzero(numbers[name] != right)
+            if len(wrong):
+                at = wrong[0]
+                raise DatasetError(f"{where}, frame {at}: {name} is {numbers[name][at]}, expected {right[at]}: frames are missing or mixed up")
+        error = np.abs(numbers["timestamp"] - expected / fps)
+        wrong = np.flatnonzero(~(error <= layout.TIMESTAMP_TOLERANCE))
+        if len(wrong):
+            at = wrong[0]
+            raise DatasetError(
+                f"{where}, frame {at}: its timestamp is {numbers['timestamp'][at]:g} s, expected {at / fps:g} s at {fps:g} frames a second: "
+                "a gap, or another rate"
+            )
+        return cls(state, actions, int(numbers["task_index"][0]))
+
+
+def _stack(rows: list[NDArray[np.float32]], name: str, where: str) -> NDArray[np.float32]:
+    if not rows:
+        raise DatasetError(f"{where} has no frames")
+    for i, row in enumerate(rows):
+        if len(row) != len(rows[0]):
+            raise DatasetError(f"{where}, frame {i}: {name} has {len(row)} dimensions, frame 0 has {len(rows[0])}")
+    stacked = np.stack(rows)
+    _refuse_non_finite(stacked, name, where)
+    return stacked
+
+
+def _refuse_non_finite(rows: NDArray[np.float32], name: str, where: str) -> None:
+    bad = np.argwhere(~np.isfinite(rows))
+    if len(bad):
+        frame, dimension = bad[0]
+        raise DatasetError(f"{where}, frame {frame}: {name}[{dimension}] is {rows[frame, dimension]}, expected a finite number")
+
+
+def _write(path: Path, data: bytes | memoryview, what: str) -> None:
+    """Under another name first: a reader never meets half a file."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(data)
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise DatasetError(f"{what} could not be written ({error}); what was there before is whole: make room and run it again") from error
+
+
+def _json(path: Path, otherwise: str) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_bytes())
+        return content
+    except OSError as error:
+        raise DatasetError(f"{otherwise} ({error})") from error
+    except ValueError as error:
+        raise DatasetError(f"{path} is damaged ({error})") from error
+
+
+def _json_lines(path: Path) -> list[dict[str, Any]]:
+    try:
+        return [json.loads(line) for line in path.read_bytes().splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{path} is missing or damaged ({error})") from error
+
+
+def _size(encoded: Mapping[str, Any]) -> int:
+    return sum(int(array.nbytes) for array in encoded.values())
