@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from bitvla_ros.model.config import preset
 from bitvla_ros.ternary import cpu
-from bitvla_ros.ternary.library import isas
+from bitvla_ros.ternary.backends import choose
+from bitvla_ros.ternary.library import InstructionSetError, isas
 from bitvla_ros.ternary.pack import PackedWeight, pack, pack_weight
 from bitvla_ros.ternary.quantize import QuantizedActivation
 from bitvla_ros.ternary.reference import BACKEND as REFERENCE
@@ -285,11 +286,15 @@ def test_a_bad_weight_is_refused_by_matmul_too(replaced):
         CPU.matmul(X, W._replace(**replaced))
 
 
-def test_other_devices_and_unknown_instruction_sets_are_a_problem_with_a_remedy(monkeypatch):
+def test_other_devices_are_a_problem_with_a_remedy():
     assert "ask for the device cpu" in str(CPU.problem(torch.device("cuda")))
+
+
+def test_an_unknown_instruction_set_is_an_error_and_no_reason_to_be_slow(monkeypatch):
     monkeypatch.setenv("BITVLA_ISA", "mmx")
     cpu._kernel.cache_clear()
-    assert "scalar" in str(CPU.problem(torch.device("cpu")))
+    with pytest.raises(InstructionSetError, match="scalar"):
+        choose("auto", "cpu")
 
 
 def test_a_packed_master_weight_is_the_layer():

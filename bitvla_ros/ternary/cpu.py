@@ -149,7 +149,7 @@ class CpuBackend:
             return f"it runs on the CPU, not on {device}: ask for the device cpu, or for another backend"
         try:
             _kernel()
-        except (LibraryMissing, ValueError) as error:
+        except LibraryMissing as error:
             return str(error)
         return None
 

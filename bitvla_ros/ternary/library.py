@@ -27,6 +27,10 @@ class LibraryMissing(RuntimeError):
     """The C library was not built, or cannot be loaded."""
 
 
+class InstructionSetError(ValueError):
+    """BITVLA_ISA names an instruction set that is not here."""
+
+
 @cache
 def load() -> ctypes.CDLL:
     """The library with its prototypes (kernel/ternary.h). Pointers go in as integers; `check` what comes back.
@@ -63,13 +67,13 @@ def isas() -> tuple[str, ...]:
 
 
 def isa() -> str:
-    """The instruction set in use: the best, or the one that the environment variable BITVLA_ISA names (ValueError if it is not here)."""
+    """The instruction set in use: the best, or the one that the environment variable BITVLA_ISA names. Raises InstructionSetError."""
     wanted = os.environ.get("BITVLA_ISA")
     choices = isas()
     if not wanted:
         return choices[0]
     if wanted not in choices:
-        raise ValueError(f"BITVLA_ISA={wanted}: this processor and this build have {', '.join(choices)}")
+        raise InstructionSetError(f"BITVLA_ISA={wanted}: this processor and this build have {', '.join(choices)}")
     return wanted
 
 
