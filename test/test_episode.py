@@ -8,9 +8,10 @@ import pytest
 pytest.importorskip("rclpy", reason="no ROS here: pip install '.[ros]' or source a ROS installation")
 pytest.importorskip("bitvla_ros.msg", reason="the messages are not built: pip install '.[ros]' or colcon build")
 
+from bitvla_ros.evaluation.episodes import percentiles
 from bitvla_ros.msg import EndEffectorCommand, SimulationState
 from bitvla_ros.nodes.conversions import image_to_msg, ns_to_stamp
-from bitvla_ros.nodes.episode import Episode, percentiles
+from bitvla_ros.nodes.episode import Episode
 from bitvla_ros.policy.chunk import ActionChunk, Latency
 
 STEP = 50_000_000

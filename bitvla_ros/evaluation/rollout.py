@@ -18,6 +18,7 @@ from ..control.guard import FaultReason
 from ..control.player import ChunkRefused
 from ..control.session import ControlConfig, Outcome, Session
 from ..policy.chunk import ActionChunk
+from ..policy.gate import Refused
 from ..policy.observation import Observation, Privileged, state_vector
 from ..policy.policy import Policy, PolicySpec
 from ..simulation.environment import Environment, Snapshot
@@ -30,7 +31,7 @@ class Rollout:
     """What happened in an episode.
 
     actions: float32 [T, 7], as played. latencies: s, wall time of each inference.
-    chunk_ages: s, [T], age of the observation behind each action.
+    chunk_ages: s, [T], age of the observation behind each action. last: what was seen at the end.
     """
 
     suite: str
@@ -43,6 +44,7 @@ class Rollout:
     chunks: int
     latencies: tuple[float, ...]
     chunk_ages: tuple[float, ...]
+    last: Snapshot
 
     @property
     def success(self) -> bool:
@@ -84,7 +86,8 @@ def rollout(
     """Play one episode from reset to success, step limit or fault.
 
     instruction, step_limit: by default the task's. on_tick(snapshot, command, chunk): called before each step, for videos.
-    A refused chunk or a command outside the limits ends the episode with Outcome.FAULT, as in the graph.
+    A policy that refuses or breaks down, a refused chunk or a command outside the limits ends the episode with Outcome.FAULT, as in
+    the graph.
     """
     session = Session(control or ControlConfig())
     step = session.config.player.step_duration
@@ -98,8 +101,13 @@ def rollout(
         arm = ArmState(snapshot.position, snapshot.orientation, now)
         command = session.tick(now, arm, snapshot.success, 0)
         if command is None and session.running:
+            observation = observe(snapshot, now, words, session.epoch, policy.spec)
             began = time.perf_counter()
-            chunk = policy.infer(observe(snapshot, now, words, session.epoch, policy.spec))
+            try:
+                chunk = policy.infer(observation)
+            except (Refused, RuntimeError) as error:
+                session.fault(FaultReason.CHUNK, f"the policy gave no chunk: {error}")
+                break
             latencies.append(time.perf_counter() - began)
             try:
                 session.accept(chunk, now, 0)
@@ -129,4 +137,5 @@ def rollout(
         chunks=result.chunks,
         latencies=tuple(latencies),
         chunk_ages=tuple(ages),
+        last=snapshot,
     )

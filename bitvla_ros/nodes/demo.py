@@ -172,7 +172,7 @@ def _play(recorder: Recorder, arguments: argparse.Namespace, console: Console) -
 
 
 def _report(policy: str, label: str, episode: Episode, arguments: argparse.Namespace) -> dict[str, Any]:
-    from .episode import percentiles
+    from bitvla_ros.evaluation.episodes import percentiles
 
     return {
         "policy": policy,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import dataclass, field
 
-import numpy as np
 from sensor_msgs.msg import Image
 
 from bitvla_ros.evaluation.video import Moment
@@ -91,10 +90,3 @@ class Episode:
         age = stamp_to_ns(command.header.stamp) - chunk.observation_stamp
         index = min(max(0, age // chunk.step_duration), chunk.horizon - 1)
         return {"chunk": chunk.actions, "index": index, "chunk_age": age / 1e9, "latency": chunk.latency.total}
-
-
-def percentiles(seconds: list[float]) -> dict[str, float | None]:
-    """{"p50", "p99"} in ms; None where nothing was measured."""
-    if not seconds:
-        return {"p50": None, "p99": None}
-    return {name: round(1e3 * float(np.percentile(seconds, level)), 3) for name, level in (("p50", 50), ("p99", 99))}

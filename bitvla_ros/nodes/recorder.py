@@ -23,6 +23,7 @@ from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
 from rclpy.task import Future
 from sensor_msgs.msg import Image
+from std_srvs.srv import Trigger
 
 from bitvla_ros.action import ExecuteInstruction
 from bitvla_ros.msg import ActionChunk, EndEffectorCommand, SimulationState
@@ -83,6 +84,7 @@ class Recorder(Node):
         self.create_subscription(EndEffectorCommand, "end_effector_command", self._on_command, RELIABLE)
         self.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
         self._reset = self.create_client(ResetEpisode, "reset_episode")
+        self._clear = self.create_client(Trigger, "reset_fault")
         self._execute = ActionClient(self, ExecuteInstruction, "execute_instruction", callback_group=ReentrantCallbackGroup())
         self._executor = SingleThreadedExecutor(context=context)
         self._executor.add_node(self)
@@ -160,10 +162,19 @@ class Recorder(Node):
         self._until(lambda: len(recording.commands) >= result.steps and len(recording.chunks) >= result.chunks, 2.0)
         self._until(lambda: self._newest_tick > max((command.tick for command in recording.commands), default=0), 2.0)
         self._until(lambda: all(self._newest in images for images in recording.images.values()), 2.0)
+        if recording.outcome == "fault" and self._lockstep:
+            # The ticks of the stop: an episode that began before its hold would be given the rest of it.
+            self._until(lambda: bool(recording.commands) and recording.commands[-1].hold, 2.0)
         self._episode = None
         recording.states = {stamp: state for stamp, state in list(recording.states.items()) if state.tick >= answer.tick}
         on_progress(replace(self._progress, step=result.steps), recording)
         return recording
+
+    def reset_fault(self) -> None:
+        """Clear the fault that the controller has latched, so that it carries out the next instruction."""
+        if not self._until(self._clear.service_is_ready, 30.0):
+            raise GraphError("the controller offers no reset_fault")
+        self._result(self._clear.call_async(Trigger.Request()), 30.0, "reset_fault")
 
     def health(self) -> str:
         """What the nodes last said on /diagnostics."""
