@@ -10,7 +10,6 @@ import json
 import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,34 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import lerobot_format as layout
+from .episode import DatasetError, Episode, Rows, check
 from .statistics import dataset_statistics
 
+__all__ = ["Dataset", "DatasetError", "DatasetWriter", "Episode"]
+
 _CACHE = 2 << 30  # bytes of encoded pictures that a Dataset keeps in memory
-
-
-class DatasetError(ValueError):
-    """A dataset or an episode that cannot be read, written or learned from; names episode and frame where there is one."""
-
-
-@dataclass(frozen=True)
-class Episode:
-    """One demonstration of T frames.
-
-    task: the instruction. images: camera role -> uint8 [T, H, W, 3], RGB, upright.
-    state: float32 [T, D]; of a Panda [T, 8], policy/observation.py state_vector.
-    actions: float32 [T, A], what the demonstrator meant to do at each frame: offsets in [-1, 1], last the gripper, 1 = open, 0 = closed.
-    seed: of the simulator's initial state, where it was simulated.
-    """
-
-    task: str
-    images: Mapping[str, NDArray[np.uint8]]
-    state: NDArray[np.float32]
-    actions: NDArray[np.float32]
-    seed: int | None = None
-    success: bool = True
-
-    def __len__(self) -> int:
-        return len(self.actions)
 
 
 class DatasetWriter:
@@ -106,9 +83,10 @@ class DatasetWriter:
         """Write an episode; returns its index. Raises DatasetError, naming the frame, for one that does not fit, and where it cannot
         be written; the dataset then stays as it was."""
         index = len(self._records)
-        self._check(episode, index)
+        dimensions = (self._states[0].shape[1], self._actions[0].shape[1]) if self._records else None
+        check(episode, index, self._cameras, dimensions)
         state, actions = episode.state, episode.actions
-        record = {"task": episode.task, "seed": episode.seed, "success": episode.success, "length": len(actions)}
+        record: dict[str, Any] = {"task": episode.task, "seed": episode.seed, "success": episode.success, "length": len(actions)}
         record["stats"] = {
             **{layout.IMAGES + role: layout.picture_statistics(episode.images[role]) for role in self._cameras},
             layout.STATE: layout.number_statistics(state),
@@ -152,7 +130,7 @@ class DatasetWriter:
         }
         tasks = layout.json_lines({"task_index": i, "task": task} for i, task in enumerate(self._tasks))
         episodes = layout.json_lines(
-            {"episode_index": i, "tasks": [record["task"]], "length": record["length"], "seed": record["seed"], "success": record["success"]}
+            {"episode_index": i, "tasks": [record["task"]], **{key: record[key] for key in ("length", "seed", "success")}}
             for i, record in enumerate(self._records)
         )
         stats = layout.json_lines({"episode_index": i, "stats": record["stats"]} for i, record in enumerate(self._records))
@@ -181,7 +159,7 @@ class DatasetWriter:
         try:
             found = layout.read_metadata(str(file))
         except (OSError, ValueError) as error:
-            raise DatasetError(f"episode {index}: {file} is damaged ({error}); delete it and all that follow to continue before it") from error
+            raise DatasetError(f"episode {index}: {file} is damaged ({error}); delete it and all after it to go on there") from error
         if found is None:
             raise DatasetError(f"episode {index}: {file} was written by another program; bitvla convert makes a dataset of ours from it")
         for key, value in self._settings.items():
@@ -189,7 +167,7 @@ class DatasetWriter:
                 raise DatasetError(
                     f"{self.path} was begun with {key} {found['dataset'].get(key)!r}, not {value!r}: use the same, or another folder"
                 )
-        rows = _Rows.read(file, index, self._settings["fps"], self._frames)
+        rows = Rows.read(file, index, self._settings["fps"], self._frames)
         self._remember(found["episode"], rows.state, rows.actions)
 
     def _remember(self, record: dict[str, Any], state: NDArray[np.float32], actions: NDArray[np.float32]) -> None:
@@ -199,39 +177,6 @@ class DatasetWriter:
         self._frames += len(actions)
         if record["task"] not in self._tasks:
             self._tasks.append(record["task"])
-
-    def _check(self, episode: Episode, index: int) -> None:
-        where = f"episode {index}"
-        if not episode.task.strip():
-            raise DatasetError(f"{where} has no instruction")
-        length = len(episode.actions)
-        if length == 0:
-            raise DatasetError(f"{where} has no frames")
-        for name, rows, before in (("state", episode.state, self._states), ("actions", episode.actions, self._actions)):
-            if rows.dtype != np.float32 or rows.ndim != 2 or len(rows) != length:
-                raise DatasetError(f"{where}: {name} are {rows.dtype} {list(rows.shape)}, expected float32 [{length}, dimensions]")
-            if before and rows.shape[1] != before[0].shape[1]:
-                raise DatasetError(f"{where}: {name} have {rows.shape[1]} dimensions, those before have {before[0].shape[1]}")
-            _refuse_non_finite(rows, name, where)
-        gripper = episode.actions[:, -1]
-        wrong = np.flatnonzero((gripper < 0) | (gripper > 1))
-        if len(wrong):
-            raise DatasetError(
-                f"{where}, frame {wrong[0]}: the gripper action is {gripper[wrong[0]]:g}, expected 0 (closed) to 1 (open); "
-                "a command's -1 (open) and +1 (closed) must be converted"
-            )
-        unknown, missing = sorted(set(episode.images) - set(self._cameras)), sorted(set(self._cameras) - set(episode.images))
-        if unknown or missing:
-            wrong_cameras = f"unknown camera role {', '.join(unknown)}" if unknown else f"camera {', '.join(missing)} is missing"
-            raise DatasetError(f"{where}: {wrong_cameras}; this dataset has {', '.join(self._cameras) or 'no cameras'}")
-        for role, (height, width) in self._cameras.items():
-            pictures = episode.images[role]
-            if pictures.dtype != np.uint8 or pictures.shape[1:] != (height, width, 3):
-                raise DatasetError(
-                    f"{where}: camera {role} has {pictures.dtype} {list(pictures.shape)}, expected uint8 [{length}, {height}, {width}, 3]"
-                )
-            if len(pictures) != length:
-                raise DatasetError(f"{where}, frame {min(len(pictures), length)}: camera {role} has {len(pictures)} pictures for {length} frames")
 
 
 class Dataset:
@@ -244,9 +189,11 @@ class Dataset:
     def __init__(self, path: str | os.PathLike[str], cameras: Sequence[str] | None = None) -> None:
         """cameras: roles to read; by default all. Raises DatasetError for what is damaged, has gaps or lacks a camera."""
         self.path = Path(path)
-        info = _json(self.path / layout.INFO, f"{self.path} is no dataset of the layout {layout.VERSION}, or its recording was not finished")
+        info = _json(self.path / layout.INFO, f"{self.path} is no dataset of the layout {layout.VERSION}, or it was not finished")
         if info.get("codebase_version") != layout.VERSION:
-            raise DatasetError(f"{self.path} has the layout {info.get('codebase_version')!r}, expected {layout.VERSION!r}: use bitvla convert")
+            raise DatasetError(
+                f"{self.path} has the layout {info.get('codebase_version')!r}, expected {layout.VERSION!r}: use bitvla convert"
+            )
         self.fps = float(info["fps"])
         self.source: dict[str, Any] = info.get("source", {})
         self.cameras = self._choose(info["features"], cameras)
@@ -307,8 +254,8 @@ class Dataset:
                 raise DatasetError(f"{self.path} keeps camera {role!r} as {present[role]['dtype']}, expected pictures: use bitvla convert")
         return {role: (int(present[role]["shape"][0]), int(present[role]["shape"][1])) for role in roles}
 
-    def _read(self, index: int, dimensions: tuple[int, ...]) -> _Rows:
-        rows = _Rows.read(self._files[index], index, self.fps, int(self._starts[index]))
+    def _read(self, index: int, dimensions: tuple[int, ...]) -> Rows:
+        rows = Rows.read(self._files[index], index, self.fps, int(self._starts[index]))
         if len(rows.actions) != self.lengths[index]:
             raise DatasetError(f"episode {index} has {len(rows.actions)} frames, episodes.jsonl says {self.lengths[index]}")
         if (rows.state.shape[1], rows.actions.shape[1]) != dimensions:
@@ -350,67 +297,6 @@ class Dataset:
         while self._bytes > _CACHE and len(self._encoded) > 1:
             self._bytes -= _size(self._encoded.popitem(last=False)[1])
         return encoded
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """What an episode's file holds besides pictures. state: float32 [T, D]. actions: float32 [T, A]. task: index."""
-
-    state: NDArray[np.float32]
-    actions: NDArray[np.float32]
-    task: int
-
-    @classmethod
-    def read(cls, file: Path, index: int, fps: float, first: int) -> _Rows:
-        """first: the number that the episode's first frame must have in the dataset."""
-        where = f"episode {index}"
-        if not file.is_file():
-            raise DatasetError(f"{where} is missing: no file {file}")
-        columns = [layout.STATE, layout.ACTION, "timestamp", *layout.INDICES]
-        try:
-            table = layout.read_columns(str(file), columns)
-            state, actions = (_stack(layout.matrix(table, name), name, where) for name in (layout.STATE, layout.ACTION))
-            numbers = {name: table.column(name).to_numpy() for name in columns[2:]}
-        except KeyError as error:
-            raise DatasetError(f"{where}: {file} has no column {error.args[0]!r}") from error
-        except DatasetError:
-            raise
-        except (OSError, ValueError) as error:
-            raise DatasetError(f"{where}: {file} is damaged ({error})") from error
-        expected = np.arange(len(actions))
-        wanted = {"frame_index": expected, "index": first + expected, "episode_index": np.full(len(actions), index)}
-        for name, right in wanted.items():
-            wrong = np.flatnonzero(numbers[name] != right)
-            if len(wrong):
-                at = wrong[0]
-                raise DatasetError(f"{where}, frame {at}: {name} is {numbers[name][at]}, expected {right[at]}: frames are missing or mixed up")
-        error = np.abs(numbers["timestamp"] - expected / fps)
-        wrong = np.flatnonzero(~(error <= layout.TIMESTAMP_TOLERANCE))
-        if len(wrong):
-            at = wrong[0]
-            raise DatasetError(
-                f"{where}, frame {at}: its timestamp is {numbers['timestamp'][at]:g} s, expected {at / fps:g} s at {fps:g} frames a second: "
-                "a gap, or another rate"
-            )
-        return cls(state, actions, int(numbers["task_index"][0]))
-
-
-def _stack(rows: list[NDArray[np.float32]], name: str, where: str) -> NDArray[np.float32]:
-    if not rows:
-        raise DatasetError(f"{where} has no frames")
-    for i, row in enumerate(rows):
-        if len(row) != len(rows[0]):
-            raise DatasetError(f"{where}, frame {i}: {name} has {len(row)} dimensions, frame 0 has {len(rows[0])}")
-    stacked = np.stack(rows)
-    _refuse_non_finite(stacked, name, where)
-    return stacked
-
-
-def _refuse_non_finite(rows: NDArray[np.float32], name: str, where: str) -> None:
-    bad = np.argwhere(~np.isfinite(rows))
-    if len(bad):
-        frame, dimension = bad[0]
-        raise DatasetError(f"{where}, frame {frame}: {name}[{dimension}] is {rows[frame, dimension]}, expected a finite number")
 
 
 def _write(path: Path, data: bytes | memoryview, what: str) -> None:

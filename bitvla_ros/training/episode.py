@@ -1,0 +1,135 @@
+"""One demonstration: in memory, as rows of its file, and what it must hold to be learned from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import lerobot_format as layout
+
+
+class DatasetError(ValueError):
+    """A dataset or an episode that cannot be read, written or learned from; names episode and frame where there is one."""
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One demonstration of T frames.
+
+    task: the instruction. images: camera role -> uint8 [T, H, W, 3], RGB, upright.
+    state: float32 [T, D]; of a Panda [T, 8], policy/observation.py state_vector.
+    actions: float32 [T, A], what the demonstrator meant to do at each frame: offsets in [-1, 1], last the gripper, 1 = open, 0 = closed.
+    seed: of the simulator's initial state, where it was simulated.
+    """
+
+    task: str
+    images: Mapping[str, NDArray[np.uint8]]
+    state: NDArray[np.float32]
+    actions: NDArray[np.float32]
+    seed: int | None = None
+    success: bool = True
+
+    def __len__(self) -> int:
+        return len(self.actions)
+
+
+def check(episode: Episode, index: int, cameras: Mapping[str, tuple[int, int]], dimensions: tuple[int, int] | None) -> None:
+    """Raises DatasetError, naming episode and frame, for an episode that does not fit into a dataset.
+
+    cameras: role -> (height, width). dimensions: of state and actions of the episodes before it."""
+    where = f"episode {index}"
+    if not episode.task.strip():
+        raise DatasetError(f"{where} has no instruction")
+    length = len(episode.actions)
+    if length == 0:
+        raise DatasetError(f"{where} has no frames")
+    for i, (name, rows) in enumerate((("state", episode.state), ("actions", episode.actions))):
+        if rows.dtype != np.float32 or rows.ndim != 2 or len(rows) != length:
+            raise DatasetError(f"{where}: {name} are {rows.dtype} {list(rows.shape)}, expected float32 [{length}, dimensions]")
+        if dimensions is not None and rows.shape[1] != dimensions[i]:
+            raise DatasetError(f"{where}: {name} have {rows.shape[1]} dimensions, those before have {dimensions[i]}")
+        _refuse_non_finite(rows, name, where)
+    gripper = episode.actions[:, -1]
+    wrong = np.flatnonzero((gripper < 0) | (gripper > 1))
+    if len(wrong):
+        raise DatasetError(
+            f"{where}, frame {wrong[0]}: the gripper action is {gripper[wrong[0]]:g}, expected 0 (closed) to 1 (open); "
+            "a command's -1 (open) and +1 (closed) must be converted"
+        )
+    unknown, missing = sorted(set(episode.images) - set(cameras)), sorted(set(cameras) - set(episode.images))
+    if unknown or missing:
+        wrong_cameras = f"unknown camera role {', '.join(unknown)}" if unknown else f"camera {', '.join(missing)} is missing"
+        raise DatasetError(f"{where}: {wrong_cameras}; this dataset has {', '.join(cameras) or 'no cameras'}")
+    for role, (height, width) in cameras.items():
+        pictures = episode.images[role]
+        if pictures.dtype != np.uint8 or pictures.shape[1:] != (height, width, 3):
+            raise DatasetError(
+                f"{where}: camera {role} has {pictures.dtype} {list(pictures.shape)}, expected uint8 [{length}, {height}, {width}, 3]"
+            )
+        if len(pictures) != length:
+            raise DatasetError(f"{where}, frame {min(len(pictures), length)}: camera {role} has {len(pictures)} of {length} pictures")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What an episode's file holds besides pictures. state: float32 [T, D]. actions: float32 [T, A]. task: index."""
+
+    state: NDArray[np.float32]
+    actions: NDArray[np.float32]
+    task: int
+
+    @classmethod
+    def read(cls, file: Path, index: int, fps: float, first: int) -> Rows:
+        """first: the number that the episode's first frame must have in the dataset."""
+        where = f"episode {index}"
+        if not file.is_file():
+            raise DatasetError(f"{where} is missing: no file {file}")
+        columns = [layout.STATE, layout.ACTION, "timestamp", *layout.INDICES]
+        try:
+            table = layout.read_columns(str(file), columns)
+            state, actions = (_stack(layout.matrix(table, name), name, where) for name in (layout.STATE, layout.ACTION))
+            numbers = {name: table.column(name).to_numpy() for name in columns[2:]}
+        except KeyError as error:
+            raise DatasetError(f"{where}: {file} has no column {error.args[0]!r}") from error
+        except DatasetError:
+            raise
+        except (OSError, ValueError) as error:
+            raise DatasetError(f"{where}: {file} is damaged ({error})") from error
+        expected = np.arange(len(actions))
+        wanted = {"frame_index": expected, "index": first + expected, "episode_index": np.full(len(actions), index)}
+        for name, right in wanted.items():
+            wrong = np.flatnonzero(numbers[name] != right)
+            if len(wrong):
+                at = wrong[0]
+                raise DatasetError(f"{where}, frame {at}: {name} is {numbers[name][at]}, expected {right[at]}: a gap, or another order")
+        on_time = np.abs(numbers["timestamp"] - expected / fps) <= layout.TIMESTAMP_TOLERANCE
+        wrong = np.flatnonzero(~on_time)
+        if len(wrong):
+            at = wrong[0]
+            raise DatasetError(
+                f"{where}, frame {at}: its timestamp is {numbers['timestamp'][at]:g} s, expected {at / fps:g} s: "
+                f"a gap, or another rate than {fps:g} frames a second"
+            )
+        return cls(state, actions, int(numbers["task_index"][0]))
+
+
+def _stack(rows: list[NDArray[np.float32]], name: str, where: str) -> NDArray[np.float32]:
+    if not rows:
+        raise DatasetError(f"{where} has no frames")
+    for i, row in enumerate(rows):
+        if len(row) != len(rows[0]):
+            raise DatasetError(f"{where}, frame {i}: {name} has {len(row)} dimensions, frame 0 has {len(rows[0])}")
+    stacked = np.stack(rows)
+    _refuse_non_finite(stacked, name, where)
+    return stacked
+
+
+def _refuse_non_finite(rows: NDArray[np.float32], name: str, where: str) -> None:
+    bad = np.argwhere(~np.isfinite(rows))
+    if len(bad):
+        frame, dimension = bad[0]
+        raise DatasetError(f"{where}, frame {frame}: {name}[{dimension}] is {rows[frame, dimension]}, expected a finite number")

@@ -1,0 +1,272 @@
+"""The verb `record`: the scripted expert shows how tasks are done, and its episodes become a dataset.
+
+The expert is asked at every step. What is executed is its action with noise added, what is written is the action that it meant, so
+that the demonstrations also show how to come back from where the noise has led. Only successes are kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..policy.normalization import GRIPPER
+from ..policy.observation import Observation, Privileged, state_vector
+from ..policy.policy import Policy
+from ..simulation import FIRST_TRAINING_SEED, LIBERO_SUITES, SUITES, Environment, make
+from .dataset import DatasetError, DatasetWriter, Episode
+
+EXAMPLES = """\
+  bitvla record --suite tabletop_object --episodes 200 --output demonstrations
+  bitvla record --suite tabletop_object --suite tabletop_goal --episodes 500 --workers 4 --output demonstrations
+                                     the same again continues what was interrupted; more --episodes add to it"""
+
+CAMERAS = ("scene", "wrist")
+ATTEMPTS = 10  # at an episode, each from another initial state
+_ATTEMPT = 100_003  # between the seeds of two attempts; odd, and no multiple of 5: LIBERO's states come round in another order
+_LIBERO_STATES = 50  # initial states that LIBERO has for a task: recording cannot but take those that evaluation takes
+
+
+class RecordingError(RuntimeError):
+    """The expert does not succeed at what it should show."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is recorded. noise: standard deviation that is added to each translation offset as executed, in units of full scale.
+    first: number of the first seed, counted from FIRST_TRAINING_SEED."""
+
+    suites: tuple[str, ...]
+    image_size: int = 112
+    noise: float = 0.2
+    first: int = 0
+
+    def source(self) -> dict[str, Any]:
+        return {"policy": "expert", "suites": list(self.suites), "noise": self.noise, "seed": self.first}
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place in the dataset: the number-th demonstration of a task."""
+
+    suite: str
+    task: int
+    number: int
+
+    def seed(self, recipe: Recipe, attempt: int) -> int:
+        number = recipe.first + self.number + attempt * _ATTEMPT
+        return number % _LIBERO_STATES if self.suite in LIBERO_SUITES else FIRST_TRAINING_SEED + number
+
+
+def slots(tasks: Sequence[Sequence[int]], suites: Sequence[str], episodes: int) -> Iterator[Slot]:
+    """Suites and their tasks take turns, so that a dataset that is cut short or extended stays balanced.
+    tasks: of each suite, those that the expert can do. episodes: of each suite."""
+    for number in range(episodes):
+        for suite, known in zip(suites, tasks, strict=True):
+            yield Slot(suite, known[number % len(known)], number // len(known))
+
+
+def to_dataset(action: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A command, float32 [..., 7] with gripper -1 = open, +1 = closed -> in the dataset's convention, 1 = open, 0 = closed."""
+    converted = np.array(action, np.float32)
+    converted[..., GRIPPER] = (1.0 - converted[..., GRIPPER]) / 2.0
+    return converted
+
+
+def play(environment: Environment, expert: Policy, task: int, seed: int, noise: NDArray[np.float32]) -> Episode | None:
+    """One episode, or None where the expert does not reach the goal within the step limit.
+
+    expert: of horizon 1. noise: float32 [step_limit, 3], added to the translation that is executed."""
+    expert.reset()
+    words, step = environment.tasks[task], expert.spec.step_duration
+    images: dict[str, list[NDArray[np.uint8]]] = {role: [] for role in environment.cameras}
+    states, actions = [], []
+    snapshot = environment.reset(task, seed)
+    for i in range(environment.step_limit):
+        state = state_vector(snapshot.position, snapshot.orientation, snapshot.gripper)
+        stamps = {"state": (i + 1) * step, "privileged": (i + 1) * step}  # a zero stamp means "unset"
+        truth = Privileged(snapshot.object_poses, snapshot.success)
+        meant = expert.infer(Observation({}, state, words, stamps, 1, truth)).actions[0]
+        for role, pictures in images.items():
+            pictures.append(snapshot.images[role])
+        states.append(state)
+        actions.append(meant)
+        executed = meant.copy()
+        executed[:3] = np.clip(meant[:3] + noise[i], -1.0, 1.0)
+        snapshot = environment.step(executed)
+        if snapshot.success:
+            pictures_of = {role: np.stack(pictures) for role, pictures in images.items()}
+            return Episode(words, pictures_of, np.array(states, np.float32), to_dataset(np.array(actions)), seed)
+    return None
+
+
+def record_slot(recipe: Recipe, slot: Slot) -> tuple[Episode, int]:
+    """The episode of a slot, and the attempts that failed before it. It depends on the arguments alone. Raises RecordingError."""
+    environment, expert = _stage(slot.suite, recipe.image_size)
+    for attempt in range(ATTEMPTS):
+        seed = slot.seed(recipe, attempt)
+        rng = np.random.default_rng([SUITES.index(slot.suite), slot.task, recipe.first + slot.number, attempt])
+        noise = rng.normal(0.0, recipe.noise, (environment.step_limit, 3)).astype(np.float32)
+        episode = play(environment, expert, slot.task, seed, noise)
+        if episode is not None:
+            return episode, attempt
+    raise RecordingError(
+        f"{slot.suite}, task {slot.task} ({environment.tasks[slot.task]}): the expert failed {ATTEMPTS} times, "
+        f"last from seed {seed}; noise is {recipe.noise:g}, and less of it may help"
+    )
+
+
+def record(recipe: Recipe, episodes: int, writer: DatasetWriter, workers: int = 1) -> Iterator[tuple[Episode, int]]:
+    """Add to a dataset what it lacks of `episodes` demonstrations of each suite; gives each with the attempts that failed before it.
+    The result depends neither on the number of workers nor on interruptions. Raises DatasetError where the dataset has others."""
+    tasks = [_known_tasks(suite) for suite in recipe.suites]
+    words = {suite: make(suite, cameras=()).tasks for suite in recipe.suites}
+    todo = list(slots(tasks, recipe.suites, episodes))
+    for index, (slot, (task, seed)) in enumerate(zip(todo, writer.episodes, strict=False)):
+        seeds = [slot.seed(recipe, attempt) for attempt in range(ATTEMPTS)]
+        if task != words[slot.suite][slot.task] or seed not in seeds:
+            raise DatasetError(f"{writer.path}, episode {index} is {task!r} from seed {seed}, expected {words[slot.suite][slot.task]!r}")
+    for episode, failures in _in_order(recipe, todo[len(writer) :], workers):
+        writer.add(episode)
+        yield episode, failures
+
+
+def _in_order(recipe: Recipe, todo: Sequence[Slot], workers: int) -> Iterator[tuple[Episode, int]]:
+    if workers == 1:
+        yield from (record_slot(recipe, slot) for slot in todo)
+        return
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _end_with_parent)
+    try:
+        pending: deque[Future[tuple[Episode, int]]] = deque()
+        for slot in todo:
+            pending.append(pool.submit(record_slot, recipe, slot))
+            if len(pending) == 3 * workers:  # finished episodes wait in memory for one that takes longer
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@cache
+def _stage(suite: str, image_size: int) -> tuple[Environment, Policy]:
+    from ..simulation.expert import make_expert
+
+    return make(suite, cameras=CAMERAS, image_size=image_size), make_expert(suite, horizon=1)
+
+
+def _known_tasks(suite: str) -> list[int]:
+    from ..simulation.expert import plans_of
+
+    plans = {" ".join(words.lower().split()) for words in plans_of(suite)}
+    return [task for task, words in enumerate(make(suite, cameras=()).tasks) if " ".join(words.lower().split()) in plans]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--suite", action="append", required=True, choices=SUITES, help="may be given several times")
+    parser.add_argument("--episodes", type=_positive, required=True, help="successful demonstrations of each suite; its tasks take turns")
+    parser.add_argument("--output", required=True, help="folder of the dataset, new or to be continued")
+    parser.add_argument("--image-size", type=_positive, default=112, help="edge of the pictures in pixels (default: %(default)s)")
+    parser.add_argument(
+        "--noise",
+        type=_noise,
+        default=0.2,
+        help="standard deviation added to executed translations; 1 is full scale (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed", type=_natural, default=0, help=f"first initial state, counted from {FIRST_TRAINING_SEED} (default: %(default)s)"
+    )
+    parser.add_argument("--workers", type=_positive, default=1, help="processes (default: %(default)s); the result is the same")
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    import pyarrow  # noqa: F401  (before the first episode is played)
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    suites = tuple(dict.fromkeys(arguments.suite))
+    recipe = Recipe(suites, arguments.image_size, arguments.noise, arguments.seed)
+    output = Path(arguments.output).expanduser()
+    writer = DatasetWriter(
+        output,
+        make(suites[0], cameras=()).control_hz,
+        dict.fromkeys(CAMERAS, (recipe.image_size, recipe.image_size)),
+        name=suites[0] if len(suites) == 1 else output.resolve().name,
+        source=recipe.source(),
+    )
+    found, total = len(writer), arguments.episodes * len(suites)
+    began, frames_before, failures = time.perf_counter(), writer.frames, 0
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        progress = bar.add_task("recording", total=total, completed=found)
+        for _, failed in record(recipe, arguments.episodes, writer, arguments.workers):
+            failures += failed
+            rate = (writer.frames - frames_before) / (time.perf_counter() - began)
+            words = f"recording: {writer.frames} frames, {rate:.0f} a second, {failures} failures"
+            bar.update(progress, completed=len(writer), description=words)
+    writer.close()
+    seconds = time.perf_counter() - began
+    return {
+        "output": str(output),
+        "episodes": len(writer),
+        "frames": writer.frames,
+        "continued_from": found,
+        "failures": failures,
+        "by_task": dict(Counter(task for task, _ in writer.episodes)),
+        "seconds": round(seconds, 1),
+        "frames_per_second": round((writer.frames - frames_before) / seconds, 1),
+        "bytes": sum(file.stat().st_size for file in output.rglob("*") if file.is_file()),
+    }
+
+
+def show(result: dict[str, Any]) -> None:
+    print(f"{result['output']}: {result['episodes']} episodes, {result['frames']} frames, {result['bytes'] / 1e6:.1f} MB")
+    for task, count in result["by_task"].items():
+        print(f"  {count:5d}  {task}")
+    failures = f"{result['failures']} attempts of the expert failed and were left out"
+    print(f"recorded in {result['seconds']:.1f} s, {result['frames_per_second']:.0f} frames a second; {failures}")
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value}: give 1 or more")
+    return value
+
+
+def _natural(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 100_000:
+        raise argparse.ArgumentTypeError(f"{value}: give 0 to 99999")
+    return value
+
+
+def _noise(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{value}: give 0 to 1")
+    return value
