@@ -34,8 +34,10 @@ class Verb:
 
 VERBS = {
     "demo": Verb("watch the expert, then BitVLA, drive a simulated arm through a ROS graph", "bitvla_ros.nodes.demo"),
+    "eval": Verb("play a suite's tasks many times and say how often a policy succeeds", "bitvla_ros.nodes.evaluate"),
     "pack": Verb("turn a checkpoint into a packed model, two bits a weight, on disk", "bitvla_ros.evaluation.packing"),
     "inspect": Verb("show what a packed model or a checkpoint is made of, and whether it is whole", "bitvla_ros.evaluation.inspection"),
+    "record": Verb("let the scripted expert show tasks in simulation, and keep them as a dataset", "bitvla_ros.training.recording"),
     "bench": Verb("time a chunk or the ternary kernels, and show where time and memory go", "bitvla_ros.evaluation.benchmark"),
 }
 
@@ -48,6 +50,7 @@ REMEDIES = {
     "mujoco": "pip install '.[sim]'",
     "imageio_ffmpeg": "pip install '.[sim]'",
     "matplotlib": "pip install '.[plot]'",
+    "pyarrow": "pip install '.[train]'",
     "libero": "make test-libero sets up an environment with the LIBERO extra, .venv-libero",
 }
 # They come with rclpy, whichever way it was installed.
