@@ -1,0 +1,138 @@
+"""Quantize-then-distill: what trains, towards what, and what comes out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoints import VISION, edit, write_checkpoint
+from torch import Tensor
+
+from bitvla_ros.model import BitVLA, load_checkpoint
+from bitvla_ros.training.distillation import GAMMA, Distillation, DistillationError, hidden_error, make_student
+from bitvla_ros.training.objective import Batch, oft_loss, predict
+from bitvla_ros.training.precision import in_precision
+
+
+@pytest.fixture
+def teacher(tmp_path: Path) -> BitVLA:
+    """Vision in full precision, the language model ternary."""
+    torch.manual_seed(0)  # of the heads
+    folder = tmp_path / "teacher"
+    folder.mkdir()
+    write_checkpoint(folder)
+    in_full_precision(folder)
+    return load_checkpoint(folder, control_hz=20.0)
+
+
+def in_full_precision(folder: Path) -> None:
+    edit(folder / "config.json", vision_config={key: value for key, value in VISION.items() if not key.startswith("vit_")})
+
+
+def batch(model: BitVLA, size: int = 3, cameras: int = 2) -> Batch:
+    config, generator = model.config, torch.Generator().manual_seed(1)
+    prompt = [256, *[config.image_token_id] * (cameras * config.vision.num_patches), config.proprio_token_id, 5, 6, 7]
+
+    def random(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator) * 2 - 1
+
+    return Batch(
+        pixel_values=random(size, cameras, 3, 28, 28),
+        input_ids=torch.tensor([prompt] * size),
+        prompt_lengths=torch.full((size,), len(prompt)),
+        proprio=random(size, 8),
+        actions=random(size, 8, 7),
+    )
+
+
+def test_only_the_students_vision_tower_gets_gradients(teacher):
+    student = make_student(teacher)
+    objective = Distillation(teacher.vision, student.vision)
+    loss, _ = objective(student, batch(student))
+    loss.backward()
+    with_gradient = {name for name, parameter in student.named_parameters() if parameter.grad is not None}
+    assert with_gradient == {name for name, _ in student.named_parameters() if name.startswith("vision.")}
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    assert sum(float(parameter.grad.abs().sum()) for parameter in student.vision.parameters()) > 0
+
+
+def test_the_student_starts_as_the_teacher_and_shares_no_memory_with_it(teacher):
+    student = make_student(teacher)
+    assert student.config.vision.ternary and student.config.language == teacher.config.language
+    assert len(student.ternary_layers()) == 2 * 6 + 7
+    for (name, ours), theirs in zip(student.state_dict().items(), teacher.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs) and ours.data_ptr() != theirs.data_ptr(), name
+
+
+def test_a_student_in_full_precision_has_no_hidden_error_and_a_ternary_one_has(teacher):
+    same = in_precision(teacher, vision=False, language=True)
+    loss, parts = Distillation(teacher.vision, same.vision)(same, batch(same))
+    assert float(parts["hidden"]) == 0.0 and float(loss.detach()) == float(parts["task"]) == float(oft_loss(same, batch(same)).detach())
+    student = make_student(teacher)
+    loss, parts = Distillation(teacher.vision, student.vision)(student, batch(student))
+    assert float(parts["hidden"]) > 0.0
+    torch.testing.assert_close(loss.detach(), parts["task"] + GAMMA * parts["hidden"])
+
+
+def test_the_hidden_error_is_the_mean_over_layers_of_the_mean_square():
+    teacher = [torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]), torch.zeros(1, 2, 2)]
+    student = [torch.tensor([[[1.0, 0.0], [3.0, 3.0]]]), torch.tensor([[[2.0, 0.0], [0.0, 0.0]]])]
+    assert float(hidden_error(teacher, student)) == pytest.approx(((4 + 1) / 4 + 4 / 4) / 2)
+    with pytest.raises(ValueError, match="2 and 1 layers"):
+        hidden_error(teacher, student[:1])
+
+
+def test_the_hidden_states_are_those_behind_each_layer_and_recording_leaves_no_trace(teacher):
+    tower, pixels = teacher.vision, torch.randn(2, 3, 28, 28)
+    with tower.recording() as states:
+        features = tower(pixels)
+    first = tower.layers[0](tower.embed(pixels))
+    assert len(states) == 2
+    assert torch.equal(states[0], first) and torch.equal(states[1], tower.layers[1](first)) and torch.equal(states[1], features)
+    tower(pixels)
+    assert len(states) == 2
+
+
+def distil(teacher: BitVLA, gamma: float) -> list[tuple[float, float]]:
+    """Loss and hidden error of 40 steps on the teacher's own actions."""
+    student = make_student(teacher)
+    objective = Distillation(teacher.vision, student.vision, gamma)
+    sample = batch(student)
+    sample = replace(sample, actions=predict(teacher, sample).detach())
+    optimizer = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad], lr=1e-3)
+    history = []
+    for _ in range(40):
+        loss, parts = objective(student, sample)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        history.append((float(loss.detach()), float(parts["hidden"])))
+    return history
+
+
+def test_steps_bring_the_student_nearer_to_the_teacher_than_the_task_alone_does(teacher):
+    history, task_alone = distil(teacher, gamma=1.0), distil(teacher, gamma=0.0)
+    assert history[-1][0] < 0.8 * history[0][0]
+    assert history[-1][1] < 0.9 * history[0][1] and history[-1][1] < task_alone[-1][1]
+
+
+def test_a_ternary_teacher_is_refused(teacher):
+    with pytest.raises(DistillationError, match="vit_weight_bits"):
+        make_student(make_student(teacher))
+
+
+def test_weights_rounded_after_training_act_as_the_same_weights_read_into_the_ternary_architecture(teacher):
+    full = in_precision(teacher, vision=False, language=False)
+    assert full.ternary_layers() == {} and full.backend is None
+    rounded = in_precision(full, vision=True, language=True)
+    assert len({model.model_hash for model in (teacher, full, rounded)}) == 3
+    assert teacher.path is not None
+    edit(teacher.path / "config.json", vision_config=VISION)
+    read = load_checkpoint(teacher.path, control_hz=20.0)
+    sample = batch(rounded)
+    inputs = sample.pixel_values, sample.input_ids, sample.proprio, sample.prompt_lengths
+    assert rounded.config == read.config
+    assert torch.equal(rounded(*inputs).normalized_actions, read(*inputs).normalized_actions)
+    assert not torch.equal(rounded(*inputs).normalized_actions, full(*inputs).normalized_actions)
