@@ -131,13 +131,14 @@ def record_slot(recipe: Recipe, slot: Slot) -> tuple[Episode, int]:
 def record(recipe: Recipe, episodes: int, writer: DatasetWriter, workers: int = 1) -> Iterator[tuple[Episode, int]]:
     """Add to a dataset what it lacks of `episodes` demonstrations of each suite; gives each with the attempts that failed before it.
     The result depends neither on the number of workers nor on interruptions. Raises DatasetError where the dataset has others."""
-    tasks = [_known_tasks(suite) for suite in recipe.suites]
     words = {suite: make(suite, cameras=()).tasks for suite in recipe.suites}
-    todo = list(slots(tasks, recipe.suites, episodes))
+    todo = list(slots([_known_tasks(suite, words[suite]) for suite in recipe.suites], recipe.suites, episodes))
     for index, (slot, (task, seed)) in enumerate(zip(todo, writer.episodes, strict=False)):
-        seeds = [slot.seed(recipe, attempt) for attempt in range(ATTEMPTS)]
-        if task != words[slot.suite][slot.task] or seed not in seeds:
-            raise DatasetError(f"{writer.path}, episode {index} is {task!r} from seed {seed}, expected {words[slot.suite][slot.task]!r}")
+        expected = words[slot.suite][slot.task]
+        if task != expected or seed not in [slot.seed(recipe, attempt) for attempt in range(ATTEMPTS)]:
+            raise DatasetError(
+                f"{writer.path}, episode {index} is {task!r} from seed {seed}, which no such recording has; give a new folder"
+            )
     for episode, failures in _in_order(recipe, todo[len(writer) :], workers):
         writer.add(episode)
         yield episode, failures
@@ -179,11 +180,12 @@ def _stage(suite: str, image_size: int) -> tuple[Environment, Policy]:
     return make(suite, cameras=CAMERAS, image_size=image_size), make_expert(suite, horizon=1)
 
 
-def _known_tasks(suite: str) -> list[int]:
+def _known_tasks(suite: str, tasks: Sequence[str]) -> list[int]:
+    """Of a suite's tasks, the indices of those that the expert can do."""
     from ..simulation.expert import plans_of
 
     plans = {" ".join(words.lower().split()) for words in plans_of(suite)}
-    return [task for task, words in enumerate(make(suite, cameras=()).tasks) if " ".join(words.lower().split()) in plans]
+    return [task for task, words in enumerate(tasks) if " ".join(words.lower().split()) in plans]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

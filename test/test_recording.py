@@ -1,0 +1,227 @@
+"""Recorded demonstrations show what the expert meant, and depend on nothing but what was asked for."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bitvla_ros import cli
+from bitvla_ros.policy.normalization import Bounds, to_command, unnormalise_actions
+from bitvla_ros.simulation import FIRST_TRAINING_SEED, TABLETOP_SUITES, make
+from bitvla_ros.simulation.expert import make_expert
+from bitvla_ros.training import recording
+from bitvla_ros.training.dataset import Dataset, DatasetError, DatasetWriter
+from bitvla_ros.training.recording import Recipe, RecordingError, Slot, play, record, slots, to_dataset
+
+pytest.importorskip("pyarrow", reason="the extra train is not installed")
+pytest.importorskip("mujoco", reason="the extra sim is not installed")
+
+SIZE = 16
+SUITE = "tabletop_object"
+
+
+def command(output: Path, *more: str, episodes: int = 2, suites: tuple[str, ...] = (SUITE,)) -> list[str]:
+    chosen = [word for suite in suites for word in ("--suite", suite)]
+    return ["record", *chosen, "--episodes", str(episodes), "--image-size", str(SIZE), "--output", str(output), "--json", *more]
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four episodes, in one process, without an interruption."""
+    path = tmp_path_factory.mktemp("recorded") / "demonstrations"
+    assert cli.main(command(path, episodes=4)) == 0
+    return path
+
+
+def test_the_record_says_what_was_recorded(recorded: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(command(recorded, episodes=4)) == 0  # again: nothing is left to do
+    result = json.loads(capsys.readouterr().out)
+    dataset = Dataset(recorded)
+    assert (result["episodes"], result["continued_from"], result["failures"]) == (4, 4, 0)
+    assert result["frames"] == len(dataset) == sum(dataset.lengths)
+    assert result["by_task"] == dict.fromkeys(make(SUITE, cameras=()).tasks[:4], 1)
+    assert dataset.name == SUITE and dataset.fps == 20.0
+    assert dataset.cameras == {"scene": (SIZE, SIZE), "wrist": (SIZE, SIZE)}
+    assert dataset.source == {"policy": "expert", "suites": [SUITE], "noise": 0.2, "seed": 0}
+    assert {dataset.episode(i).seed for i in range(4)} == {FIRST_TRAINING_SEED}
+
+
+def test_actions_are_in_the_datasets_convention(recorded: Path) -> None:
+    dataset = Dataset(recorded)
+    for i in range(4):
+        episode = dataset.episode(i)
+        assert np.abs(episode.actions[:, :6]).max() <= 1.0
+        assert set(episode.actions[:, 6]) == {0.0, 1.0}
+        assert episode.actions[0, 6] == 1.0  # it approaches open, closes once, and opens once
+        assert np.abs(np.diff(episode.actions[:, 6])).sum() == 2.0
+        width = episode.state[:, 6] - episode.state[:, 7]
+        assert width[0] > 0.07 and width.min() < 0.05
+        assert episode.images["scene"].std() > 0 and not np.array_equal(episode.images["wrist"][0], episode.images["wrist"][-1])
+
+
+@given(st.lists(st.floats(-1, 1, width=32), min_size=6, max_size=6), st.sampled_from([-1.0, 1.0]))
+def test_a_command_survives_dataset_and_normalisation(offset: list[float], gripper: float) -> None:
+    action = np.array([*offset, gripper], np.float32)
+    stored = to_dataset(action)
+    assert stored[6] == (1.0 if gripper == -1.0 else 0.0)
+    identity = Bounds(-np.ones(7), np.ones(7), np.array([True] * 6 + [False]))
+    np.testing.assert_allclose(to_command(unnormalise_actions(stored, identity)), action, atol=1e-6)
+
+
+def test_the_label_is_what_the_expert_means_in_a_state_that_noise_has_led_to() -> None:
+    environment, expert = make(SUITE, cameras=("scene",), image_size=SIZE), make_expert(SUITE, horizon=1)
+    noise = np.random.default_rng(0).normal(0, 0.3, (environment.step_limit, 3)).astype(np.float32)
+    episode = play(environment, expert, 1, FIRST_TRAINING_SEED, noise)
+    assert episode is not None and list(episode.images) == ["scene"] and episode.task == environment.tasks[1]
+    environment.reset(1, FIRST_TRAINING_SEED)
+    meant = to_command(episode.actions.astype(np.float64))
+    for i in range(len(episode)):
+        executed = meant[i].copy()
+        executed[:3] = np.clip(executed[:3] + noise[i], -1, 1)
+        snapshot = environment.step(executed)
+        assert snapshot.success == (i == len(episode) - 1)
+        if i + 1 < len(episode):
+            np.testing.assert_array_equal(snapshot.position.astype(np.float32), episode.state[i + 1, :3])
+    clean = play(environment, expert, 1, FIRST_TRAINING_SEED, np.zeros_like(noise))
+    assert clean is not None and not np.array_equal(clean.state[10], episode.state[10])
+
+
+def test_what_takes_too_long_is_no_demonstration(monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = make(SUITE, cameras=())
+    environment.step_limit = 20
+    assert play(environment, make_expert(SUITE, horizon=1), 0, 0, np.zeros((20, 3), np.float32)) is None
+
+
+def test_a_failure_is_replaced_by_another_seed_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def first_fails(environment, expert, task, seed, noise):
+        tried.append((task, seed))
+        return play(environment, expert, task, seed, noise) if len(tried) > 1 else None
+
+    monkeypatch.setattr(recording, "play", first_fails)
+    recipe = Recipe((SUITE,), SIZE)
+    writer = DatasetWriter(tmp_path / "d", 20, dict.fromkeys(recording.CAMERAS, (SIZE, SIZE)), name="d")
+    assert [failures for _, failures in record(recipe, 1, writer)] == [1]
+    assert [task for task, _ in tried] == [0, 0] and tried[0][1] != tried[1][1] == writer.episodes[0][1]
+    assert list(record(recipe, 1, writer)) == []  # and is known again
+    monkeypatch.setattr(recording, "play", lambda *_: None)
+    with pytest.raises(RecordingError, match=r"tabletop_object, task 1 \(pick up the green block.*failed 10 times.*noise is 0.2"):
+        list(record(recipe, 2, writer))
+
+
+@given(st.integers(1, 60), st.lists(st.integers(1, 6), min_size=1, max_size=3))
+def test_every_part_of_a_recording_is_balanced(episodes: int, tasks: list[int]) -> None:
+    suites = TABLETOP_SUITES[: len(tasks)]
+    every = list(slots([range(count) for count in tasks], suites, episodes))
+    assert len(set(every)) == len(every) == episodes * len(tasks)
+    for suite, count in zip(suites, tasks, strict=True):
+        numbers = [slot.number for slot in every if slot.suite == suite]
+        assert numbers == sorted(numbers) and {slot.task for slot in every if slot.suite == suite} == set(range(min(count, episodes)))
+    longer = list(slots([range(count) for count in tasks], suites, episodes + 1))
+    assert longer[: len(every)] == every  # so that a dataset can be extended
+
+
+@given(st.integers(0, 99_999), st.integers(0, 1000), st.integers(0, recording.ATTEMPTS - 1))
+def test_no_seed_is_one_of_evaluation(first: int, number: int, attempt: int) -> None:
+    recipe = Recipe(TABLETOP_SUITES, first=first)
+    seed = Slot("tabletop_goal", 0, number).seed(recipe, attempt)
+    assert seed >= FIRST_TRAINING_SEED
+    assert 0 <= Slot("libero_goal", 0, number).seed(recipe, attempt) < 50  # LIBERO's seeds are its initial states
+
+
+def test_more_processes_give_the_same_dataset(recorded: Path, tmp_path: Path) -> None:
+    path = tmp_path / "demonstrations"
+    assert cli.main(command(path, "--workers", "2", episodes=4)) == 0
+    assert contents(path) == contents(recorded)
+
+
+def test_a_recording_that_was_killed_is_continued_to_the_same_dataset(recorded: Path, tmp_path: Path) -> None:
+    path = tmp_path / "demonstrations"
+    words = [sys.executable, "-m", "bitvla_ros.cli", *command(path, "--workers", "2", episodes=4)]
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 100
+    while not (path / "data/chunk-000/episode_000000.parquet").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    workers = children(process.pid)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (path / "meta").exists()
+    assert cli.main(command(path, episodes=4)) == 0
+    assert contents(path) == contents(recorded)
+    assert len(workers) >= 2
+    while any(running(worker) for worker in workers):  # nobody works for a parent that is gone
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def children(parent: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+
+
+def running(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_suites_share_a_dataset_and_more_episodes_extend_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    suites = ("tabletop_object", "tabletop_goal")
+    assert cli.main(command(tmp_path / "both", episodes=1, suites=suites)) == 0
+    before = contents(tmp_path / "both/data")
+    assert cli.main(command(tmp_path / "both", episodes=2, suites=suites)) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (result["continued_from"], result["episodes"]) == (2, 4)
+    assert before.items() <= contents(tmp_path / "both/data").items()
+    dataset = Dataset(tmp_path / "both")
+    assert dataset.name == "both"
+    assert set(dataset.tasks) == {*make("tabletop_object", cameras=()).tasks[:2], *make("tabletop_goal", cameras=()).tasks[:2]}
+
+
+def test_a_folder_recorded_otherwise_is_refused(recorded: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = contents(recorded)
+    for more in (["--noise", "0.1"], ["--seed", "5"], ["--image-size", "24"]):
+        assert cli.main(command(recorded, *more, episodes=5)) == 2
+        assert "was begun with" in json.loads(capsys.readouterr().out)["error"]
+    writer = DatasetWriter(recorded, 20, dict.fromkeys(recording.CAMERAS, (SIZE, SIZE)), name=SUITE, source=Recipe((SUITE,)).source())
+    with pytest.raises(DatasetError, match="episode 0 is 'pick up the red block and place it in the basket' from seed 1000000"):
+        list(record(Recipe((SUITE,), SIZE, first=7), 5, writer))
+    assert contents(recorded) == before
+
+
+@pytest.mark.parametrize("wrong", [["--noise", "2"], ["--seed", "-1"], ["--workers", "0"], ["--suite", "kitchen"]])
+def test_a_wrong_option_is_refused(tmp_path: Path, wrong: list[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(command(tmp_path / "d", *wrong))
+    assert not (tmp_path / "d").exists()
+
+
+@pytest.mark.libero
+def test_libero_is_recorded_too(tmp_path: Path) -> None:
+    pytest.importorskip("libero", reason="the extra LIBERO is not installed")
+    assert cli.main(command(tmp_path / "d", "--noise", "0", episodes=1, suites=("libero_object",))) == 0
+    episode = Dataset(tmp_path / "d").episode(0)
+    assert episode.seed == 0 and len(episode) > 50 and set(episode.actions[:, 6]) == {0.0, 1.0}
+
+
+def test_without_pyarrow_the_extra_is_named(tmp_path: Path) -> None:
+    program = f"import sys; sys.modules['pyarrow'] = None; from bitvla_ros import cli; sys.exit(cli.main({command(tmp_path / 'd')!r}))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100, env=dict(os.environ))
+    assert done.returncode == 2 and "pip install '.[train]'" in done.stderr
+    assert not (tmp_path / "d").exists()
