@@ -194,6 +194,7 @@ def test_a_backend_that_cannot_work_says_what_it_needs(monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", None)
     for module in ("triton_backend", "triton_kernels"):
         monkeypatch.delitem(sys.modules, f"bitvla_ros.ternary.{module}", raising=False)
+        monkeypatch.delattr(f"bitvla_ros.ternary.{module}", raising=False)
     with pytest.raises(BackendError, match=r"the backend triton cannot be used: Triton cannot be imported.*pip install triton"):
         choose("triton", "cuda")
 
