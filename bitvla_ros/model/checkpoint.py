@@ -1,4 +1,4 @@
-"""Reading checkpoints in the layout of the BitVLA repository.
+"""Reading checkpoints in the layout of the BitVLA repository; saving.py writes them.
 
 A checkpoint is a directory: config.json, model.safetensors (or shards with an index), tokenizer.json; a fine-tuned one also has
 action_head--*_checkpoint.pt, proprio_projector--*_checkpoint.pt and dataset_statistics.json. Everything is checked before a
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from .bitvla import BitVLA
 from .config import BitVLAConfig, LanguageConfig, VisionConfig
+from .shipped import SHIPPED, shipped
 from .tokenizer import DOCUMENTED_IDS, END_OF_TEXT, IMAGE_PAD, PROPRIO_PAD
 
 MODEL_TYPES = ("bitvla", "openvla", "llava")
@@ -68,7 +69,7 @@ def load_checkpoint(
     dtype: torch.dtype = torch.float32,
     activation_bits: int | None = 8,
     attention: str | None = None,
-    chunk: int = 8,
+    chunk: int | None = None,
     control_hz: float | None = None,
     norm_key: str | None = None,
 ) -> BitVLA:
@@ -76,9 +77,9 @@ def load_checkpoint(
 
     dtype: float32 or bfloat16, of weights and arithmetic; the embedding table keeps the dtype it is stored in.
     activation_bits: 8, or None to switch activation quantization off. attention: "bidirectional" or "causal"; by default what
-    config.json has under `attention`, else bidirectional, as the released code. chunk: actions a forward pass. control_hz: rate
-    the actions are meant for, by default what config.json has, else unknown. norm_key: which of the dataset statistics; may be
-    left out where there is one, and may lack its suffix `_no_noops`.
+    config.json has under `attention`, else bidirectional, as the released code. chunk: actions a forward pass, by default what
+    config.json has, else 8. control_hz: rate the actions are meant for, by default what config.json has, else unknown. norm_key:
+    which of the dataset statistics; may be left out where there is one, and may lack its suffix `_no_noops`.
 
     A base checkpoint has no action head: it loads, for training, and cannot predict. Raises CheckpointError.
     """
@@ -102,7 +103,7 @@ def read_checkpoint(
     *,
     activation_bits: int | None = 8,
     attention: str | None = None,
-    chunk: int = 8,
+    chunk: int | None = None,
     control_hz: float | None = None,
     norm_key: str | None = None,
 ) -> Checkpoint:
@@ -134,7 +135,10 @@ def require_dtype(dtype: torch.dtype) -> None:
 
 
 def resolve(path_or_hub_id: str | Path) -> Path:
-    """The directory that is meant; a Hugging Face repository is downloaded. Raises CheckpointError."""
+    """The directory that is meant: of a shipped model by its name, or given; a Hugging Face repository is downloaded.
+    Raises CheckpointError, and ShippedModelError."""
+    if str(path_or_hub_id) in SHIPPED:
+        return shipped(str(path_or_hub_id))
     path = Path(path_or_hub_id).expanduser()
     if path.is_dir():
         return path.resolve()
@@ -230,7 +234,7 @@ def _parse_config(
     tensors: dict[str, Tensor],
     activation_bits: int | None,
     attention: str | None,
-    chunk: int,
+    chunk: int | None,
     control_hz: float | None,
 ) -> BitVLAConfig:
     vision, text = raw["vision_config"], raw["text_config"]
@@ -264,7 +268,7 @@ def _parse_config(
         image_token_id=ids[IMAGE_PAD],
         proprio_token_id=ids[PROPRIO_PAD],
         stop_token_id=ids[END_OF_TEXT],
-        chunk=chunk,
+        chunk=chunk or raw.get("chunk", 8),
         action_dim=7 if head_out is None else head_out.shape[0],
         proprio_dim=None if proprio_in is None else proprio_in.shape[-1],
         action_head=head_out is not None,

@@ -39,12 +39,15 @@ class Entry(NamedTuple):
 class SafetensorsWriter:
     """A file whose tensors are written one at a time, in any order, each in parts along its first dimension.
 
-    specs: dtype and shape of each tensor. All of the file is reserved at once, so that a full disk shows before the work begins.
+    specs: dtype and shape of each tensor. metadata: words for the header. All of the file is reserved at once, so that a full disk
+    shows before the work begins.
     header_hash: SHA-256 of what stands before the data. size: bytes of the file. Raises OSError.
     """
 
-    def __init__(self, path: Path, specs: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> None:
-        header, self.entries = _layout(specs)
+    def __init__(
+        self, path: Path, specs: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], metadata: Mapping[str, str] | None = None
+    ) -> None:
+        header, self.entries = _layout(specs, metadata)
         self.header_hash = hashlib.sha256(header).hexdigest()
         self.size = max(entry.end for entry in self.entries.values())
         self._missing = set(specs)
@@ -112,7 +115,7 @@ def map_file(path: Path, entries: Mapping[str, Entry]) -> dict[str, Tensor]:
     return {name: memory[entry.begin : entry.end].view(entry.dtype).view(entry.shape) for name, entry in entries.items()}
 
 
-def _layout(specs: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> tuple[bytes, dict[str, Entry]]:
+def _layout(specs: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], metadata: Mapping[str, str] | None) -> tuple[bytes, dict[str, Entry]]:
     """The file's bytes before the data, and where each tensor goes."""
     sizes = {name: dtype.itemsize * math.prod(shape) for name, (dtype, shape) in specs.items()}
     # Gaps are not allowed. In falling order of the power of two that divides their sizes, all tensors are aligned.
@@ -124,7 +127,8 @@ def _layout(specs: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> tuple[b
         dtype, shape = specs[name]
         tensors[name] = {"dtype": codes[dtype], "shape": list(shape), "data_offsets": [at, at + sizes[name]]}
         at += sizes[name]
-    header = json.dumps(tensors, separators=(",", ":")).encode()
+    named = tensors if metadata is None else {"__metadata__": dict(metadata), **tensors}
+    header = json.dumps(named, separators=(",", ":")).encode()
     header += b" " * (-(8 + len(header)) % ALIGNMENT)
     start = 8 + len(header)
     return len(header).to_bytes(8, "little") + header, {name: _entry(start, **tensors[name]) for name in order}

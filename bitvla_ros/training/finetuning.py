@@ -1,0 +1,168 @@
+"""The verb `train`: OFT, the fine-tuning of a ternary policy on demonstrations (arXiv 2506.07530, sections III and IV)."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+from typing import Any
+
+EXAMPLES = """\
+  bitvla train random:nano --dataset demos --output run --steps 20000 --batch-size 32 --learning-rate 5e-4
+  bitvla train CHECKPOINT --dataset demos --output run --accumulate 8          a checkpoint's folder or Hugging Face id
+  accelerate launch -m bitvla_ros.cli train CHECKPOINT --dataset demos --output run          on every GPU there is
+The same command again goes on where a run was stopped or killed. run/checkpoint is what bitvla eval and bitvla pack take."""
+
+VALIDATION_SHARE = 0.05  # of the episodes
+FULL_PRECISION = ("vision", "language", "all")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("start", help="random:nano, random:3b, or a checkpoint's folder or Hugging Face id")
+    parser.add_argument("--dataset", required=True, metavar="DIR", help="demonstrations, of bitvla record or bitvla convert")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder of the run: checkpoint/, log.csv, curves.png, state")
+    parser.add_argument("--cameras", nargs="+", default=("scene", "wrist"), metavar="ROLE", help="in order (default: scene wrist)")
+    add_training_arguments(parser)
+    parser.add_argument("--full-precision", choices=FULL_PRECISION, help="train this without ternary weights, to compare")
+
+
+def add_training_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of every kind of training, which `training_config` reads."""
+    whole, positive = _number(int, 0), _number(float, 0.0, open_end=True)
+    natural = _number(int, 1)
+    parser.add_argument("--steps", type=natural, default=10_000, help="of the optimizer (default: %(default)s)")
+    parser.add_argument("--batch-size", type=natural, default=8, help="samples of a pass, in each process (default: %(default)s)")
+    parser.add_argument("--accumulate", type=natural, default=1, help="passes that make a step (default: %(default)s)")
+    parser.add_argument("--learning-rate", type=positive, default=1e-4, help="at its highest (default: %(default)s)")
+    parser.add_argument("--vision-learning-rate", type=positive, help="of the vision tower (default: the same)")
+    parser.add_argument("--warmup", type=whole, default=375, help="steps in which the rate rises (default: %(default)s)")
+    parser.add_argument("--clip", type=positive, help="longest gradient (default: any)")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), help="of matrix products; weights stay float32 (default: what is fast here)"
+    )
+    parser.add_argument("--direct-bf16", action="store_true", help="weights in bfloat16 too, as in the reference: small steps get lost")
+    parser.add_argument("--gradient-checkpointing", action="store_true", help="less memory, a third more time")
+    parser.add_argument("--seed", type=whole, default=0, help="of weights, order and augmentation (default: %(default)s)")
+    parser.add_argument("--workers", type=whole, default=1, help="processes that prepare images ahead (default: %(default)s)")
+    parser.add_argument("--threads", type=natural, help="of torch on the CPU (default: one a core)")
+    parser.add_argument("--save-every", type=natural, default=1000, metavar="STEPS", help="(default: %(default)s)")
+    parser.add_argument("--validate-every", type=natural, default=500, metavar="STEPS", help="(default: %(default)s)")
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    prepare_threads(arguments.threads)
+
+    from ..model.saving import save_checkpoint
+    from .dataset import Dataset
+    from .processes import processes
+    from .starting import starting_model
+    from .trainer import Trainer
+
+    group = processes()
+    dataset = Dataset(arguments.dataset, cameras=arguments.cameras)
+    model, tokenizer = starting_model(
+        arguments.start, dataset.statistics, dataset.name, dataset.fps, seed=arguments.seed, full_precision=arguments.full_precision
+    )
+    samples, validation = training_samples(dataset, model, tokenizer, arguments.seed)
+    output = Path(arguments.output).expanduser()
+    statistics = {dataset.name: dataset.statistics}
+
+    def save(step: int) -> None:
+        save_checkpoint(model, output / "checkpoint", tokenizer=tokenizer, statistics=statistics, step=step)
+
+    trainer = Trainer(
+        model,
+        samples,
+        training_config(arguments),
+        output,
+        validation=validation,
+        save=save,
+        settings={
+            "start": arguments.start,
+            "full_precision": arguments.full_precision,
+            "seed": arguments.seed,
+            "cameras": list(arguments.cameras),
+            "dataset": dataset.name,
+            "frames": len(dataset),
+        },
+        processes=group,
+    )
+    try:
+        result = trainer.run()
+    finally:
+        group.finish()
+    if not group.first:
+        raise SystemExit(0)  # the first process speaks for all
+    return {**result, "checkpoint": str(output / "checkpoint"), "episodes": len(samples.episodes)}
+
+
+def show(result: dict[str, Any]) -> None:
+    print(f"{result['steps']} steps on {result['episodes']} episodes, {result['samples_per_second']:.0f} samples/s")
+    for name in ("loss", "validation_l1", "validation_translation", "validation_rotation", "validation_gripper"):
+        if result.get(name) is not None:
+            print(f"  {name.replace('_', ' '):24} {result[name]:.4f}")
+    print(f"checkpoint: {result['checkpoint']}; curves: {result['output']}/curves.png")
+
+
+def training_samples(dataset: Any, model: Any, tokenizer: Any, seed: int) -> tuple[Any, Any]:
+    """Samples to train on, and of the episodes that are held out (None where there is one episode in all)."""
+    from ..policy.normalization import Statistics
+    from ..policy.prompt import Prompt
+    from .samples import Samples, split_episodes
+    from .starting import image_recipe
+
+    config = model.config
+    shared: dict[str, Any] = {
+        "recipe": image_recipe(model),
+        "prompt": Prompt(tokenizer, image_tokens=config.vision.num_patches, cameras=len(dataset.cameras)),
+        "statistics": Statistics.from_dict(dataset.statistics, action_dim=config.action_dim, proprio_dim=config.proprio_dim),
+        "chunk": config.chunk,
+    }
+    train, held_out = split_episodes(len(dataset.lengths), VALIDATION_SHARE, seed)
+    validation = Samples(dataset, held_out, seed=None, augment=False, **shared) if held_out else None
+    return Samples(dataset, train, seed=seed, **shared), validation
+
+
+def training_config(arguments: argparse.Namespace) -> Any:
+    """A TrainingConfig of `add_training_arguments`."""
+    import torch
+
+    from .trainer import TrainingConfig, fast_dtype
+
+    return TrainingConfig(
+        steps=arguments.steps,
+        batch_size=arguments.batch_size,
+        accumulate=arguments.accumulate,
+        learning_rate=arguments.learning_rate,
+        vision_learning_rate=arguments.vision_learning_rate,
+        warmup=min(arguments.warmup, arguments.steps),
+        clip=arguments.clip,
+        dtype=fast_dtype() if arguments.dtype is None else getattr(torch, arguments.dtype),
+        direct_bf16=arguments.direct_bf16,
+        checkpointing=arguments.gradient_checkpointing,
+        workers=arguments.workers,
+        save_every=arguments.save_every,
+        validate_every=arguments.validate_every,
+    )
+
+
+def prepare_threads(threads: int | None) -> None:
+    """torch's threads; before torch is imported, so that those that wait leave their cores to the workers."""
+    import os
+
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def _number(kind: type, least: float, open_end: bool = False) -> Any:
+    def parse(text: str) -> Any:
+        value = kind(text)
+        if not least <= value < math.inf or (open_end and value == least):
+            raise argparse.ArgumentTypeError(f"{text}: give {'more than' if open_end else 'at least'} {least:g}")
+        return value
+
+    parse.__name__ = kind.__name__
+    return parse

@@ -1,0 +1,149 @@
+"""Frames of demonstrations become training samples, the way the policy will see observations.
+
+Everything random about a sample, which frame it is and how its images are augmented, is a function of the seed and the sample's
+number alone. So a run can be continued anywhere, and neither the number of workers nor that of processes changes what is learned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils import data
+
+from ..policy.normalization import Bounds, Statistics, normalise_proprio
+from ..policy.preprocessing import ImageRecipe, normalise, resize_bicubic
+from ..policy.prompt import Prompt
+from .augmentation import augment
+from .objective import Batch
+
+
+class Demonstrations(Protocol):
+    """What is needed of a training.dataset.Dataset. cameras: roles, in their order."""
+
+    cameras: Any
+    tasks: Sequence[str]
+    lengths: Sequence[int]
+
+    def frame(self, index: int, chunk: int = 1) -> tuple[dict[str, NDArray[np.uint8]], NDArray[np.float32], NDArray[np.float32], str]: ...
+
+
+class Sample(NamedTuple):
+    """pixels: uint8 [n, h, w, 3]. input_ids: int64 [P]. proprio: float32 [D] normalised, or None. actions: float32 [chunk, A]."""
+
+    pixels: NDArray[np.uint8]
+    input_ids: NDArray[np.int64]
+    proprio: NDArray[np.float32] | None
+    actions: NDArray[np.float32]
+
+
+class Samples(data.Dataset[Sample]):
+    """Sample number 0, 1, 2 ... without end: every frame of `episodes` once an epoch, each time in another order.
+
+    recipe: the policy's; augment: with a random crop and light in the place of the centre crop. prompt: the policy's. statistics: of
+    the dataset; proprioception is left out where they have none. chunk: actions a sample; beyond the end of an episode the arm is
+    asked to stay, with no offset and the gripper as it was last. seed: None for frames in their own order.
+    """
+
+    def __init__(
+        self,
+        dataset: Demonstrations,
+        episodes: Sequence[int],
+        *,
+        recipe: ImageRecipe,
+        prompt: Prompt,
+        statistics: Statistics,
+        chunk: int,
+        seed: int | None = 0,
+        augment: bool = True,
+    ) -> None:
+        self.dataset, self.recipe, self.statistics, self.chunk = dataset, recipe, statistics, chunk
+        self.seed, self.augment = seed, augment
+        self.cameras = tuple(dataset.cameras)
+        self.episodes = tuple(episodes)
+        starts = np.concatenate([[0], np.cumsum(dataset.lengths)])
+        self._frames = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in self.episodes])
+        self._starts = starts
+        self._input_ids = {task: prompt(task) for task in dataset.tasks}
+
+    def __len__(self) -> int:
+        """Frames, hence samples of an epoch."""
+        return len(self._frames)
+
+    def frame(self, number: int) -> int:
+        """The frame of the dataset that a sample is."""
+        if self.seed is None:
+            return int(self._frames[number])
+        epoch, place = divmod(number, len(self._frames))
+        return int(self._frames[_order(len(self._frames), self.seed, epoch)[place]])
+
+    def where(self, number: int) -> tuple[int, int]:
+        """Episode of a sample, and the frame in it."""
+        frame = self.frame(number)
+        episode = int(np.searchsorted(self._starts, frame, side="right")) - 1
+        return episode, frame - int(self._starts[episode])
+
+    def __getitem__(self, number: int) -> Sample:
+        images, state, actions, task = self.dataset.frame(self.frame(number), self.chunk)
+        random = np.random.default_rng((self.seed or 0, number)) if self.augment else None
+        bounds = self.statistics.proprio
+        return Sample(
+            pixels=np.stack([self._pixels(images[role], random) for role in self.cameras]),
+            input_ids=self._input_ids[task],
+            proprio=None if bounds is None else normalise_proprio(state.astype(np.float64), bounds).astype(np.float32),
+            actions=normalise_actions(actions, self.statistics.action),
+        )
+
+    def _pixels(self, image: NDArray[np.uint8], random: np.random.Generator | None) -> NDArray[np.uint8]:
+        recipe = self.recipe
+        if random is None:
+            return recipe.pixels(image)
+        prepared = replace(recipe, crop_area=None, output_size=None).pixels(image)
+        return resize_bicubic(augment(prepared, random, recipe.crop_area), recipe.shape)
+
+    def collate(self, samples: Sequence[Sample]) -> Batch:
+        lengths = [len(sample.input_ids) for sample in samples]
+        input_ids = np.zeros((len(samples), max(lengths)), np.int64)
+        for row, sample in zip(input_ids, samples, strict=True):
+            row[: len(sample.input_ids)] = sample.input_ids
+        recipe = self.recipe
+        pixels = np.stack([sample.pixels for sample in samples])
+        flat = normalise(pixels.reshape(-1, *pixels.shape[-2:]), recipe.mean, recipe.std, recipe.rescale)  # [3, B * n * h, w]
+        images = flat.reshape(3, *pixels.shape[:-1]).transpose(1, 2, 0, 3, 4)
+        states = [sample.proprio for sample in samples if sample.proprio is not None]
+        return Batch(
+            pixel_values=torch.from_numpy(np.ascontiguousarray(images)),
+            input_ids=torch.from_numpy(input_ids),
+            prompt_lengths=None if len(set(lengths)) == 1 else torch.tensor(lengths),
+            proprio=torch.from_numpy(np.stack(states)) if states else None,
+            actions=torch.from_numpy(np.stack([sample.actions for sample in samples])),
+        )
+
+
+def normalise_actions(actions: NDArray[np.float32], bounds: Bounds) -> NDArray[np.float32]:
+    """[..., A] in the dataset's units -> float32 [..., A], clipped to [-1, 1]; the inverse of policy.unnormalise_actions within.
+
+    A dimension that the dataset never uses, q01 = q99, becomes 0, as in the reference. One that is not masked stays as it is.
+    """
+    normalised = np.clip(2.0 * (np.asarray(actions, np.float64) - bounds.q01) / bounds.range - 1.0, -1.0, 1.0)
+    normalised = np.where(bounds.q01 == bounds.q99, 0.0, normalised)
+    result: NDArray[np.float32] = np.where(bounds.mask, normalised, actions).astype(np.float32)
+    return result
+
+
+def split_episodes(count: int, share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Episodes to train on, and a share of them, at least one, to hold out for validation; none of a single episode, or of a share 0."""
+    held_out = 0 if count < 2 or share == 0 else max(1, round(share * count))
+    order = np.random.default_rng((seed, count)).permutation(count)
+    return sorted(order[held_out:].tolist()), sorted(order[:held_out].tolist())
+
+
+@lru_cache(maxsize=4)
+def _order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    # 1: not the random numbers that a sample's augmentation draws
+    return np.random.default_rng((seed, epoch, 1)).permutation(count)

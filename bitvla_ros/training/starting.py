@@ -1,0 +1,92 @@
+"""What training starts from: random weights of a preset, or a checkpoint; fitted to the dataset."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..model import BitVLA, CheckpointError, build, load_checkpoint, with_byte_tokenizer
+from ..model.checkpoint import read_statistics, resolve
+from ..model.packed import is_packed
+from ..model.random_weights import draw
+from ..model.tokenizer import ACTION_BINS, IMAGE_PAD, PROPRIO_PAD, tokenizer_of
+from ..policy.preprocessing import ImageRecipe
+from ..policy.prompt import CHAT_TEMPLATE, load_tokenizer
+from .precision import in_precision
+
+RANDOM = "random:"
+STATE_DIM = 8
+FULL_PRECISION = ("vision", "language", "all")
+
+
+def starting_model(
+    start: str | Path, statistics: dict[str, Any], name: str, control_hz: float, *, seed: int = 0, full_precision: str | None = None
+) -> tuple[BitVLA, Any]:
+    """A model with gradients, in float32, and the tokenizer to save with it.
+
+    start: `random:nano`, `random:3b`, a checkpoint's directory or a Hugging Face id. statistics, name, control_hz: of the dataset, with
+    which the model will be saved. seed: of random weights, also of the heads that a base checkpoint does not have yet.
+    full_precision: what is not to be ternary. Raises CheckpointError, PromptError and ValueError.
+    """
+    if str(start).startswith(RANDOM):
+        preset = str(start).removeprefix(RANDOM)
+        model = build(preset, seed=seed)
+        tokenizer = tokenizer_of(preset)
+        if preset != "nano":
+            model.config = with_byte_tokenizer(model.config)
+        tokenizer.chat_template = CHAT_TEMPLATE
+    else:
+        path = resolve(start)
+        if is_packed(path):
+            raise CheckpointError(f"{path} is a packed model, which has no master weights: give the checkpoint that it was packed from")
+        model = load_checkpoint(path, norm_key=next(iter(read_statistics(path)), None))
+        if not model.config.action_head:
+            model = with_heads(model, seed)
+        tokenizer = complete(load_tokenizer(path), model)
+    if full_precision is not None:
+        ternary = model.config.vision.ternary, model.config.language.ternary
+        model = in_precision(
+            model,
+            vision=ternary[0] and full_precision not in ("vision", "all"),
+            language=ternary[1] and full_precision not in ("language", "all"),
+        )
+    model.config = replace(model.config, control_hz=control_hz)
+    model.norm_stats, model.norm_key = statistics, name
+    return model.float().requires_grad_(True).train(), tokenizer
+
+
+def image_recipe(model: BitVLA) -> ImageRecipe:
+    """As the policy will prepare images."""
+    if model.path is not None:
+        return ImageRecipe.from_checkpoint(model.path)
+    return ImageRecipe(image_size=model.config.vision.image_size)
+
+
+def with_heads(base: BitVLA, seed: int) -> BitVLA:
+    """A base checkpoint with an action head and a proprio projector of random weights."""
+    model = BitVLA(replace(base.config, action_head=True, proprio_dim=base.config.proprio_dim or STATE_DIM))
+    weights = dict(base.state_dict())
+    for name, _, parts in draw(model, seed=seed, dtype=torch.float32):
+        drawn = torch.cat(list(parts))
+        weights.setdefault(name, drawn)
+    model.load_state_dict(weights, assign=True)
+    model.path = base.path
+    return model
+
+
+def complete(tokenizer: Any, model: BitVLA) -> Any:
+    """The tokenizer of a base checkpoint with the tokens that the reference's fine-tuning appends; others stay as they are."""
+    vocabulary = tokenizer.get_vocab()
+    if IMAGE_PAD in vocabulary and PROPRIO_PAD in vocabulary:
+        return tokenizer
+    tokenizer.add_tokens([IMAGE_PAD, PROPRIO_PAD, *(f"<action_{i}>" for i in range(ACTION_BINS))], special_tokens=True)
+    ids = tokenizer.convert_tokens_to_ids([IMAGE_PAD, PROPRIO_PAD])
+    if ids != [model.config.image_token_id, model.config.proprio_token_id]:
+        raise CheckpointError(
+            f"appending {IMAGE_PAD} and {PROPRIO_PAD} to the tokenizer in {model.path} gives them the ids {ids}, expected "
+            f"{[model.config.image_token_id, model.config.proprio_token_id]}: run the reference's convert_ckpt.py on the checkpoint first"
+        )
+    return tokenizer

@@ -1,0 +1,97 @@
+"""The state of a training run on disk: what a killed run goes on from, as if nothing had happened.
+
+A directory `state-<step>`: tensors.safetensors has every parameter that trains, with its two moments of AdamW; state.json the step and
+the settings. Nothing else is needed, as all that is random is a function of the seed and the step. A state is written under another
+name and then renamed, so that the one with the highest step is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..model.safetensors_file import FormatError, SafetensorsWriter, map_file, read_header
+
+TENSORS, DESCRIPTION = "tensors.safetensors", "state.json"
+MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's, by its own names
+
+
+class StateError(RuntimeError):
+    """A state that cannot be written, read or continued."""
+
+
+def save_state(
+    output: Path, step: int, settings: Mapping[str, Any], parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.AdamW
+) -> None:
+    """Write the state after `step` steps, then remove older ones."""
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in parameters.items():
+        tensors[f"weight.{name}"] = parameter.detach()
+        tensors |= {f"{moment}.{name}": optimizer.state[parameter][moment] for moment in MOMENTS}
+    partial = output / ".state.partial"
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        specs = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+        with SafetensorsWriter(partial / TENSORS, specs) as file:
+            for name, tensor in tensors.items():
+                file.write(name, [tensor.cpu()])
+        with (partial / DESCRIPTION).open("w") as description:
+            json.dump({"step": step, "settings": dict(settings)}, description, indent=2)
+            description.flush()
+            os.fsync(description.fileno())
+        target = output / f"state-{step:08d}"
+        shutil.rmtree(target, ignore_errors=True)
+        partial.rename(target)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise StateError(
+            f"the state after step {step} cannot be written to {output}: {error.strerror or error}. The one before is kept"
+        ) from error
+    for older in states(output):
+        if older != target:
+            shutil.rmtree(older, ignore_errors=True)
+
+
+def states(output: Path) -> list[Path]:
+    """Those that are there, oldest first."""
+    return sorted(path for path in output.glob("state-*") if re.fullmatch(r"state-\d{8,}", path.name)) if output.is_dir() else []
+
+
+def load_state(output: Path, settings: Mapping[str, Any], parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.AdamW) -> int:
+    """Put the newest state into parameters and optimizer; returns its step, 0 where there is none. Raises StateError."""
+    found = states(output)
+    if not found:
+        return 0
+    path = found[-1]
+    try:
+        description = json.loads((path / DESCRIPTION).read_text())
+        step, before = int(description["step"]), description["settings"]
+        tensors = map_file(path / TENSORS, read_header(path / TENSORS)[1])
+    except (OSError, ValueError, KeyError, TypeError, FormatError) as error:
+        raise StateError(f"{path} is damaged ({error}): remove it to go on from an older one, or from the start") from error
+    now = json.loads(json.dumps(dict(settings)))
+    different = [f"{key} {before.get(key)!r} (now {now.get(key)!r})" for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+    if different:
+        raise StateError(
+            f"{output} holds a run with other settings: {', '.join(different)}. Continue it with its own, or give another --output"
+        )
+    expected = {f"{kind}.{name}" for name in parameters for kind in ("weight", *MOMENTS)}
+    if tensors.keys() != expected:
+        raise StateError(f"{path} has {sorted(tensors.keys() ^ expected)[0]} or lacks it: it belongs to another model")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[f"weight.{name}"])
+            optimizer.state[parameter] = {
+                "step": torch.tensor(float(step)),
+                **{moment: tensors[f"{moment}.{name}"].to(parameter.device, copy=True) for moment in MOMENTS},
+            }
+    return step
