@@ -1,0 +1,214 @@
+"""The verb `convert`: recordings made elsewhere become a dataset to train on. docs/data.md is its guide."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .dataset import DatasetWriter, Episode
+
+EXAMPLES = """\
+  ros2 bag record -o pick1 /camera/scene/image_raw /camera/wrist/image_raw /joint_states /end_effector_pose \\
+      /servo_node/delta_twist_cmds /gripper
+  bitvla convert pick1 pick2 pick3 picks --instruction "pick up the red block" --command servo_node/delta_twist_cmds \\
+      --gripper gripper --gripper-open 0.08 --gripper-closed 0
+  bitvla convert session.mcap picks --split task --camera scene=/front/color/image_raw --tf panda_link0 panda_hand
+  bitvla convert libero_object/*.hdf5 libero-object                 LIBERO's demonstrations
+  bitvla convert lerobot-dataset mine --gripper-open -1 --gripper-closed 1 --camera scene=image --camera wrist=wrist_image"""
+
+DEFAULT_HZ = 20.0  # of teleoperated recordings: the rate of the published policies
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    what = "rosbag2 folders (or folders of them, .mcap, .db3), LIBERO .hdf5 files, or one LeRobot dataset"
+    parser.add_argument("sources", nargs="+", help=what)
+    parser.add_argument("out", help="folder of the dataset, which must not exist yet")
+    parser.add_argument("--name", help="name of the dataset, under which its statistics are kept (default: the folder's)")
+    parser.add_argument("--robot-type", default="panda", help="default: %(default)s")
+    parser.add_argument("--instruction", default="", help="the task in words; default: what the recording says")
+    parser.add_argument("--camera", action="append", type=_camera, default=[], metavar="ROLE=NAME", help="topic or feature; repeat it")
+    parser.add_argument("--image-size", type=_positive_int, metavar="N", help="shrink pictures until their shorter side has N pixels")
+    parser.add_argument("--gripper-open", type=float, metavar="V", help="value of the gripper topic, or column, that means open")
+    parser.add_argument("--gripper-closed", type=float, metavar="V", help="value that means closed")
+    parser.add_argument("--control-hz", type=_positive_float, help=f"rate (bags: default {DEFAULT_HZ:g}; others have their own)")
+    bags = parser.add_argument_group("rosbag2 (names of topics may be given without their namespace)")
+    bags.add_argument("--pose", default="end_effector_pose", help="geometry_msgs/PoseStamped (default: %(default)s)")
+    bags.add_argument("--tf", nargs=2, metavar=("BASE", "TIP"), help="take the pose of frame TIP in frame BASE from TF instead")
+    bags.add_argument("--joints", default="joint_states", help="sensor_msgs/JointState with the fingers (default: %(default)s)")
+    bags.add_argument(
+        "--command",
+        default="",
+        help="teleoperation: EndEffectorCommand, TwistStamped or PoseStamped (target); none: take the measured motion "
+        "(default: end_effector_command if recorded, else none)",
+    )
+    bags.add_argument("--command-frame", choices=("pose", "tool"), default="", help="axes of the command, where the headers' frames differ")
+    bags.add_argument("--gripper", default="", help="its command: Bool, Float32, Float64 or JointState (default: the fingers' motion)")
+    bags.add_argument("--split", default="", help="topic that begins and ends episodes: Bool, String (instruction) or bitvla_ros/Task")
+    bags.add_argument("--max-gap", type=_positive_float, default=0.15, help="longest silence of a stream, s (default: %(default)s)")
+    bags.add_argument(
+        "--metres-per-unit", type=_positive_float, default=0.0135, help="motion of a full-scale action in one step (default: %(default)s)"
+    )
+    bags.add_argument("--radians-per-unit", type=_positive_float, default=0.07, help="the same for rotation (default: %(default)s)")
+    same = "as the policy node's parameter"
+    bags.add_argument("--gripper-joints", nargs="+", default=["panda_finger_joint1", "panda_finger_joint2"], metavar="JOINT", help=same)
+    bags.add_argument("--gripper-scale", nargs=2, type=float, default=[1.0, 1.0], metavar=("A", "B"), help=same)
+    bags.add_argument("--gripper-offset", nargs=2, type=float, default=[0.0, 0.0], metavar=("A", "B"), help=same)
+    bags.add_argument("--orientation-branch", nargs=4, type=float, metavar=("X", "Y", "Z", "W"), help=same + " (default: the first)")
+    other = parser.add_argument_group("LIBERO and LeRobot")
+    other.add_argument("--keep-noops", action="store_true", help="LIBERO: keep frames in which nothing is commanded")
+    other.add_argument("--state", default="observation.state", help="LeRobot: feature of the state (default: %(default)s)")
+    other.add_argument("--action", default="action", help="LeRobot: feature of the actions (default: %(default)s)")
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    from .sources import ConversionError
+
+    said: list[str] = []
+
+    def say(text: str) -> None:
+        if text not in said:
+            said.append(text)
+            print(text, file=sys.stderr)
+
+    out = Path(arguments.out)
+    if out.exists():
+        raise ConversionError(f"{out} exists: a conversion writes a new folder")
+    if (arguments.gripper_open is None) != (arguments.gripper_closed is None):
+        raise ConversionError("give --gripper-open and --gripper-closed together")
+    if len(arguments.gripper_joints) > 2:
+        raise ConversionError(f"--gripper-joints has {len(arguments.gripper_joints)} names: give the two finger joints, or the only one")
+    kind, fps, episodes = _open([Path(source) for source in arguments.sources], arguments, say)
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        writer = _write(partial, episodes, kind, fps, said, arguments)
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return {"out": str(out), "kind": kind, "fps": fps, "episodes": len(writer), "frames": writer.frames, "said": said}
+
+
+def show(result: dict[str, Any]) -> None:
+    seconds = result["frames"] / result["fps"]
+    print(f"{result['out']}: {result['episodes']} episodes, {result['frames']} frames at {result['fps']:g} Hz ({seconds:.0f} s)")
+
+
+def _open(
+    sources: list[Path], arguments: argparse.Namespace, say: Callable[[str], None]
+) -> tuple[str, float, Iterator[tuple[str, Episode]]]:
+    """Which kind of recording it is, its rate, and its episodes."""
+    from .sources import ConversionError
+    from .sources.bag import bags_in
+    from .sources.lerobot import LerobotOptions, is_lerobot, rate, read_lerobot
+    from .sources.libero_hdf5 import CONTROL_HZ, read_libero
+    from .sources.rosbag import RosbagOptions, read_rosbags
+
+    missing = [str(source) for source in sources if not source.exists()]
+    if missing:
+        raise ConversionError(f"{', '.join(missing)} does not exist")
+    a = arguments
+    cameras = dict(a.camera)
+    gripper = None if a.gripper_open is None else (a.gripper_open, a.gripper_closed)
+    if any(is_lerobot(source) for source in sources):
+        if len(sources) > 1:
+            raise ConversionError("give one LeRobot dataset at a time")
+        lerobot = LerobotOptions(cameras, a.state, a.action, gripper, a.instruction, a.control_hz, a.image_size)
+        return "lerobot", rate(sources[0]), read_lerobot(sources[0], lerobot, say)
+    files = [file for source in sources for file in _hdf5_in(source)]
+    bags = [bag for source in sources for bag in bags_in(source)]
+    if files and bags:
+        raise ConversionError(f"{files[0]} is HDF5 and {bags[0]} is a rosbag2: convert one kind at a time")
+    for source in sources:
+        if not _hdf5_in(source) and not bags_in(source):
+            raise ConversionError(f"{source} is no rosbag2 (metadata.yaml, .mcap, .db3), HDF5 file or LeRobot dataset (meta/info.json)")
+    if files:
+        if a.control_hz not in (None, CONTROL_HZ):
+            raise ConversionError(f"LIBERO's demonstrations have {CONTROL_HZ:g} frames a second, not {a.control_hz:g}")
+        return (
+            "libero",
+            CONTROL_HZ,
+            read_libero(files, keep_noops=a.keep_noops, shorter_side=a.image_size, instruction=a.instruction, say=say),
+        )
+    rosbag = RosbagOptions(
+        control_hz=a.control_hz or DEFAULT_HZ,
+        cameras=cameras,
+        pose=a.pose,
+        tf=None if a.tf is None else (a.tf[0], a.tf[1]),
+        joints=a.joints,
+        command=a.command,
+        command_frame=a.command_frame,
+        gripper=a.gripper,
+        gripper_values=gripper,
+        gripper_joints=a.gripper_joints,
+        gripper_scale=tuple(a.gripper_scale),
+        gripper_offset=tuple(a.gripper_offset),
+        orientation_branch=None if a.orientation_branch is None else tuple(a.orientation_branch),
+        instruction=a.instruction,
+        split=a.split,
+        max_gap=a.max_gap,
+        metres_per_unit=a.metres_per_unit,
+        radians_per_unit=a.radians_per_unit,
+        shorter_side=a.image_size,
+    )
+    return "rosbag2", rosbag.control_hz, read_rosbags(bags, rosbag, say)
+
+
+def _write(
+    folder: Path, episodes: Iterator[tuple[str, Episode]], kind: str, fps: float, said: list[str], arguments: argparse.Namespace
+) -> DatasetWriter:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from .dataset import DatasetError, DatasetWriter
+    from .sources import ConversionError
+
+    writer: DatasetWriter | None = None
+    with Progress(console=Console(stderr=True)) as bar:
+        task = bar.add_task("converting", total=None)
+        for where, episode in episodes:
+            if writer is None:
+                cameras = {role: (pictures.shape[1], pictures.shape[2]) for role, pictures in episode.images.items()}
+                source = {"converted_from": kind, "conventions": list(said)}
+                name = arguments.name or Path(arguments.out).resolve().name
+                writer = DatasetWriter(folder, fps, cameras, name=name, robot_type=arguments.robot_type, source=source)
+            try:
+                writer.add(episode)
+            except DatasetError as error:
+                raise DatasetError(f"{where}: {error}") from error
+            bar.update(task, description=f"{len(writer)} episodes, {writer.frames} frames")
+    if writer is None:
+        raise ConversionError("the recordings hold no episode")
+    writer.close()
+    return writer
+
+
+def _hdf5_in(source: Path) -> list[Path]:
+    if source.is_dir():
+        return sorted(child for child in source.iterdir() if child.suffix in (".hdf5", ".h5"))
+    return [source] if source.suffix in (".hdf5", ".h5") else []
+
+
+def _camera(text: str) -> tuple[str, str]:
+    role, _, name = text.partition("=")
+    if not role or not name:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected ROLE=NAME, such as scene=/front/color/image_raw")
+    return role, name
+
+
+def _positive_int(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value}: give 1 or more")
+    return value
+
+
+def _positive_float(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{value}: give a positive number")
+    return value

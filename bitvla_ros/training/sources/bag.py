@@ -1,0 +1,185 @@
+"""A rosbag2 (mcap or sqlite3), read without ROS: topics by name, messages with their stamps."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import ConversionError
+from .alignment import SECOND, Floats, Stamps
+
+OWN_TYPES = ("EndEffectorCommand", "Task")
+
+
+class Bag:
+    """Use as a context manager. path: the folder that `ros2 bag record` made, or a single .mcap or .db3 file.
+
+    Raises ConversionError for what cannot be read."""
+
+    def __init__(self, path: Path) -> None:
+        from rosbags.rosbag2 import Reader, ReaderError
+
+        self.path = path
+        try:
+            self._reader = Reader(path)
+            self._reader.open()
+        except (ReaderError, OSError) as error:
+            hint = "`ros2 bag reindex` may mend a recording that was cut off"
+            raise ConversionError(f"{path} is no readable rosbag2 ({error}); {hint}") from error
+        self._store: Any = None
+        self._received = self._stamps = np.zeros(1, np.int64)
+        self._counts = {connection.topic: 0 for connection in self._reader.connections}
+        for connection in self._reader.connections:
+            self._counts[connection.topic] += connection.msgcount
+        self.types = {connection.topic: connection.msgtype.replace("/msg/", "/") for connection in self._reader.connections}
+
+    def __enter__(self) -> Bag:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._reader.close()
+
+    def find(self, name: str, types: Sequence[str], what: str, *, required: bool = True) -> str:
+        """The topic called `name`, or the only one whose name ends with it. types: those it may have, as "sensor_msgs/Image".
+        Empty where there is none that holds messages and it is not required."""
+        full = "/" + name.lstrip("/")
+        names = [topic for topic in self.types if topic == full] or [topic for topic in self.types if topic.endswith(full)]
+        names = [topic for topic in names if self._counts[topic]]
+        if len(names) > 1:
+            raise self.error(f"{what}: several topics end with {name}: {', '.join(sorted(names))}; give the full name")
+        if not names:
+            if required:
+                raise self.error(f"{what}: no messages of a topic {name}", listing=True)
+            return ""
+        if self.types[names[0]] not in types:
+            raise self.error(f"{what}: {names[0]} is {self.types[names[0]]}, expected {' or '.join(types)}", listing=True)
+        return names[0]
+
+    def error(self, message: str, *, listing: bool = False) -> ConversionError:
+        """listing: add what the bag holds."""
+        if listing:
+            width = max(map(len, self.types), default=0)
+            rows = [f"  {topic:{width}}  {kind}  {self._counts[topic]} messages" for topic, kind in sorted(self.types.items())]
+            message += "\nThe bag has:\n" + "\n".join(rows or ["  nothing"])
+        return ConversionError(f"{self.path}: {message}")
+
+    def count(self, topic: str) -> int:
+        return self._counts[topic]
+
+    def set_clock(self, received: Stamps, stamps: Stamps) -> None:
+        """From here on `clock` goes by a stream whose messages bear these stamps."""
+        self._received, self._stamps = received, stamps
+
+    def clock(self, received: Stamps) -> Stamps:
+        """Times of reception -> the headers' time, for messages that have no header. Bags of a simulation may be received in wall time
+        and stamped in simulated time; a bag's own stamped stream tells how the two go together."""
+        base, origin = int(self._received[0]), int(self._stamps[0])
+        mapped = np.interp((received - base).astype(np.float64), (self._received - base).astype(np.float64), self._stamps - origin)
+        return np.asarray(np.round(mapped), np.int64) + origin
+
+    def messages(self, topic: str, start: int | None = None, stop: int | None = None) -> Iterator[tuple[int, Any]]:
+        """Time of reception (ns) and message, in the order of reception. start, stop: between these times of reception."""
+        from rosbags.rosbag2 import ReaderError
+        from rosbags.serde import SerdeError
+
+        store = self._typestore()
+        connections = [connection for connection in self._reader.connections if connection.topic == topic]
+        kind = connections[0].msgtype
+        count = 0
+        try:
+            for _, received, data in self._reader.messages(connections, start, stop):
+                yield received, store.deserialize_cdr(data, kind)
+                count += 1
+        except (ReaderError, SerdeError, OSError, KeyError, IndexError, ValueError) as error:
+            if isinstance(error, ConversionError):
+                raise
+            raise self.error(f"{topic}, message {count}: it does not decode ({error or type(error).__name__})") from error
+
+    def stamped(self, topic: str) -> tuple[Stamps, Stamps, list[Any]]:
+        """Header stamps (increasing), times of reception and messages of a topic. Of messages with one stamp the last is kept."""
+        received, messages = [], []
+        for time, message in self.messages(topic):
+            received.append(time)
+            messages.append(message)
+        stamps = np.array([stamp_of(message) for message in messages], np.int64)
+        kept = self.check_stamps(topic, stamps)
+        return stamps[kept], np.array(received, np.int64)[kept], [messages[i] for i in kept]
+
+    def check_stamps(self, topic: str, stamps: Stamps) -> NDArray[np.intp]:
+        """Indices of what to keep. Raises ConversionError for stamps that are zero or go back."""
+        if (stamps <= 0).any():
+            at = int(np.argmax(stamps <= 0))
+            raise self.error(f"{topic}, message {at}: its stamp is zero; its driver must fill in the time of capture")
+        back = np.flatnonzero(np.diff(stamps) < 0)
+        if len(back):
+            at = int(back[0]) + 1
+            before = (stamps[at - 1] - stamps[at]) / SECOND
+            raise self.error(
+                f"{topic}, message {at}: its stamp {stamps[at] / SECOND:.3f} is {before:.3f} s before that of the message ahead of it; "
+                "expected stamps that grow. Is there a second publisher?"
+            )
+        return np.flatnonzero(np.append(np.diff(stamps) > 0, True)) if len(stamps) else np.empty(0, np.intp)
+
+    def _typestore(self) -> Any:
+        """Types as the bag itself defines them; where it does not (sqlite3 before Iron), those of Humble and our own."""
+        if self._store is not None:
+            return self._store
+        from rosbags.interfaces import MessageDefinitionFormat
+        from rosbags.typesys import Stores, TypesysError, get_types_from_msg, get_typestore
+
+        types = dict(get_typestore(Stores.ROS2_HUMBLE).fielddefs)
+        defined = set()
+        for connection in self._reader.connections:
+            if connection.msgdef.format == MessageDefinitionFormat.MSG:
+                try:
+                    types.update(get_types_from_msg(connection.msgdef.data, connection.msgtype))
+                except TypesysError:  # of a topic that nobody may ask for; if somebody does, decoding says so
+                    continue
+                defined.add(connection.msgtype)
+        for name in OWN_TYPES:
+            if f"bitvla_ros/msg/{name}" not in defined:
+                types.update(get_types_from_msg(_own_definition(name), f"bitvla_ros/msg/{name}"))
+        self._store = get_typestore(Stores.EMPTY)
+        self._store.register(types)
+        return self._store
+
+
+def _own_definition(name: str) -> str:
+    """Of our own message: from the source tree, or from share/ of where the package is installed."""
+    here = Path(__file__).resolve()
+    places = [here.parents[3] / "msg", Path(sys.prefix) / "share/bitvla_ros/msg"]
+    places += [parent / "share/bitvla_ros/msg" for parent in here.parents]
+    for place in places:
+        if (place / f"{name}.msg").is_file():
+            return (place / f"{name}.msg").read_text()
+    raise ConversionError(f"{name}.msg of bitvla_ros is not in {', '.join(map(str, places[:2]))}: install the package again")
+
+
+def stamp_of(message: Any) -> int:
+    """Header stamp, ns."""
+    return int(message.header.stamp.sec) * SECOND + int(message.header.stamp.nanosec)
+
+
+def pose_of(pose: Any) -> Floats:
+    """geometry_msgs/Pose or Transform -> float64 [7], m and quaternion xyzw."""
+    position = pose.position if hasattr(pose, "position") else pose.translation
+    rotation = pose.orientation if hasattr(pose, "orientation") else pose.rotation
+    return np.array([position.x, position.y, position.z, rotation.x, rotation.y, rotation.z, rotation.w])
+
+
+def bags_in(path: Path) -> list[Path]:
+    """The bags at a path: itself, or those directly inside it, by name. Empty where there is none."""
+    if path.suffix in (".mcap", ".db3") and path.is_file():
+        return [path]
+    if (path / "metadata.yaml").is_file():
+        return [path]
+    if not path.is_dir():
+        return []
+    inside = [child for child in sorted(path.iterdir()) if (child / "metadata.yaml").is_file()]
+    return inside or [child for child in sorted(path.iterdir()) if child.suffix in (".mcap", ".db3")]
