@@ -38,6 +38,8 @@ VERBS = {
     "pack": Verb("turn a checkpoint into a packed model, two bits a weight, on disk", "bitvla_ros.evaluation.packing"),
     "inspect": Verb("show what a packed model or a checkpoint is made of, and whether it is whole", "bitvla_ros.evaluation.inspection"),
     "record": Verb("let the scripted expert show tasks in simulation, and keep them as a dataset", "bitvla_ros.training.recording"),
+    "convert": Verb("make a dataset of rosbag2 recordings, LIBERO's HDF5 files or a LeRobot dataset", "bitvla_ros.training.conversion"),
+    "train": Verb("fine-tune a ternary policy, or train a small one from nothing, on a dataset", "bitvla_ros.training.finetuning"),
     "bench": Verb("time a chunk or the ternary kernels, and show where time and memory go", "bitvla_ros.evaluation.benchmark"),
 }
 
@@ -50,6 +52,9 @@ REMEDIES = {
     "mujoco": "pip install '.[sim]'",
     "imageio_ffmpeg": "pip install '.[sim]'",
     "matplotlib": "pip install '.[plot]'",
+    "h5py": "pip install '.[data]'",
+    "rosbags": "pip install '.[data]'",
+    "accelerate": "pip install '.[train]'",
     "pyarrow": "pip install '.[train]'",
     "libero": "make test-libero sets up an environment with the LIBERO extra, .venv-libero",
 }

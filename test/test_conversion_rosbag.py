@@ -199,7 +199,7 @@ def test_episodes_split_by_the_controllers_tasks(tmp_path, capsys, m):
     del streams["/instruction"]
     rows = [(0.5, True, "pick the cup"), (1.5, False, ""), (2.0, True, "push the plate"), (3.0, False, "")]
     streams["/task"] = [(t, m.task(t, active=active, instruction=words)) for t, active, words in rows]
-    code, result, err = convert(capsys, write_bag(tmp_path / "bag", m, streams), tmp_path / "out", "--split", "task")
+    code, _, err = convert(capsys, write_bag(tmp_path / "bag", m, streams), tmp_path / "out", "--split", "task")
     assert code == 0, err
     dataset = Dataset(tmp_path / "out")
     assert dataset.lengths == (20, 20)
@@ -365,7 +365,7 @@ def test_other_refusals_say_what_to_do(tmp_path, capsys, m):
     assert "--instruction" in refused(capsys, tmp_path / "out", bag)
     assert "never has finger" in refused(capsys, tmp_path / "out", bag, "--instruction", "x", "--gripper-joints", "finger")
     assert "sensor_msgs/JointState, expected" in refused(capsys, tmp_path / "out", bag, "--instruction", "x", "--command", "joint_states")
-    assert "neither" in (text := refused(capsys, tmp_path / "out", Path(__file__))) or "is no rosbag2" in text
+    assert "is no rosbag2" in refused(capsys, tmp_path / "out", Path(__file__))
     assert "does not exist" in refused(capsys, tmp_path / "out", tmp_path / "nothing")
     (tmp_path / "cut.mcap").write_bytes(b"\x89MCAP0\r\n123")
     assert "reindex" in refused(capsys, tmp_path / "out", tmp_path / "cut.mcap")
