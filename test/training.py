@@ -1,0 +1,100 @@
+"""Demonstrations in memory and a tiny network, for tests of training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from bitvla_ros.model import BitVLA, BitVLAConfig, LanguageConfig, VisionConfig
+from bitvla_ros.model.random_weights import draw
+from bitvla_ros.model.tokenizer import BYTE_TOKENS, END_OF_TEXT, IMAGE_PAD, PROPRIO_PAD
+from bitvla_ros.policy.normalization import Statistics
+from bitvla_ros.policy.preprocessing import ImageRecipe
+from bitvla_ros.training.samples import Samples
+from bitvla_ros.training.statistics import dataset_statistics
+
+IMAGE, PROPRIO, STOP = (BYTE_TOKENS.index(token) for token in (IMAGE_PAD, PROPRIO_PAD, END_OF_TEXT))
+SIZE = 28
+CAMERAS = ("scene", "wrist")
+
+
+class Demonstrations:
+    """Two tasks; the action of a frame can be told from the colour of its images. `lengths` frames an episode."""
+
+    name = "synthetic"
+    fps = 20.0
+    tasks = ("push", "pull it")
+
+    def __init__(self, lengths: Sequence[int] = (5, 7, 6, 4), seed: int = 0) -> None:
+        self.cameras = {role: (SIZE, SIZE) for role in CAMERAS}
+        self.lengths = tuple(lengths)
+        random = np.random.default_rng(seed)
+        count = sum(lengths)
+        self.actions = random.uniform(-1, 1, (count, 7)).astype(np.float32)
+        self.actions[:, 3:6] = 0
+        self.actions[:, 6] = random.integers(0, 2, count)
+        self.states = random.normal(size=(count, 8)).astype(np.float32)
+        self.ends = np.repeat(np.cumsum(lengths), lengths)
+        parts = np.split(np.arange(count), np.cumsum(lengths)[:-1])
+        self.statistics = dataset_statistics([self.actions[part] for part in parts], [self.states[part] for part in parts])
+
+    def __len__(self) -> int:
+        return len(self.actions)
+
+    def frame(self, index: int, chunk: int = 1) -> tuple[dict[str, Any], Any, Any, str]:
+        actions = np.zeros((chunk, 7), np.float32)
+        actions[:, 6] = self.actions[self.ends[index] - 1, 6]
+        following = self.actions[index : min(index + chunk, self.ends[index])]
+        actions[: len(following)] = following
+        noise = np.random.default_rng(index).integers(0, 20, (SIZE, SIZE, 3))
+        colour = 128 + 100 * self.actions[index, :3]
+        images = {role: np.clip(colour + noise, 0, 255).astype(np.uint8) for role in CAMERAS}
+        return images, self.states[index], actions, self.tasks[index % 2]
+
+
+def prompt(task: str) -> np.ndarray[Any, Any]:
+    return np.array([256, *[IMAGE] * 4 * len(CAMERAS), PROPRIO, *task.encode()])
+
+
+def samples(dataset: Demonstrations | None = None, episodes: Sequence[int] | None = None, **options: Any) -> Samples:
+    dataset = dataset or Demonstrations()
+    options.setdefault("recipe", ImageRecipe(image_size=SIZE))
+    return Samples(
+        dataset,
+        range(len(dataset.lengths)) if episodes is None else episodes,
+        prompt=prompt,  # type: ignore[arg-type]
+        statistics=Statistics.from_dict(dataset.statistics),
+        chunk=4,
+        **options,
+    )
+
+
+def tiny_config(activation_bits: int | None = 8) -> BitVLAConfig:
+    return BitVLAConfig(
+        vision=VisionConfig(hidden_size=24, intermediate_size=36, num_hidden_layers=2, num_attention_heads=2, image_size=SIZE),
+        language=LanguageConfig(
+            vocab_size=len(BYTE_TOKENS),
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+        ),
+        image_token_id=IMAGE,
+        proprio_token_id=PROPRIO,
+        stop_token_id=STOP,
+        chunk=4,
+        activation_bits=activation_bits,
+        control_hz=20.0,
+    )
+
+
+def tiny_model(activation_bits: int | None = 8, seed: int = 0) -> BitVLA:
+    with torch.device("meta"):
+        model = BitVLA(tiny_config(activation_bits))
+    weights = {name: torch.cat(list(parts)) for name, _, parts in draw(model, seed=seed, dtype=torch.float32)}
+    model.load_state_dict(weights, assign=True)
+    return model.requires_grad_(True)
