@@ -95,6 +95,6 @@ def _rate(attempts: Sequence[Attempt]) -> dict[str, Any]:
     return {
         "episodes": len(attempts),
         "successes": successes,
-        "success_rate": round(successes / len(attempts), 4),
-        "interval": [round(low, 4), round(high, 4)],
+        "success_rate": round(successes / len(attempts), 6),
+        "interval": [round(low, 6), round(high, 6)],
     }

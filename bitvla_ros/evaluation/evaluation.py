@@ -89,9 +89,14 @@ class Choice:
 
 
 def play(environment: Environment, policy: Policy, trial: Trial, film: Film | None = None) -> Attempt:
-    """One episode, by the rules of lockstep. With a film its video is written too: then the environment must have cameras."""
+    """One episode, by the rules of lockstep. With a film its video is written too: then the environment must have cameras.
+
+    Raises EvaluationError for a trial that the environment does not have, or that the policy cannot be asked about."""
     reel = Reel(1.0 / environment.control_hz) if film is not None else None
-    seen = rollout(environment, policy, trial.task, trial.seed, on_tick=None if reel is None else reel.on_tick)
+    try:
+        seen = rollout(environment, policy, trial.task, trial.seed, on_tick=None if reel is None else reel.on_tick)
+    except ValueError as error:
+        raise EvaluationError(f"{environment.suite}, task {trial.task}, seed {trial.seed} cannot be played: {error}") from error
     attempt = Attempt(
         task=seen.task,
         seed=seen.seed,
@@ -113,7 +118,7 @@ def play_all(
 ) -> list[Attempt]:
     """The attempts of these trials, in their order, in this process. image_size: edge of the rendered pictures, pixels; as in the
     training data. on_done: called after each."""
-    environment = make(suite, cameras=_cameras(policy, film), image_size=image_size)
+    environment = _make(suite, _cameras(policy, film), image_size)
     try:
         attempts = []
         for trial in trials:
@@ -161,12 +166,19 @@ def evaluate(
 
 
 def number_of_tasks(suite: str) -> int:
-    """How many tasks a suite has. Raises ValueError for an unknown one."""
-    environment = make(suite, cameras=())
+    """How many tasks a suite has. Raises EvaluationError for an unknown one."""
+    environment = _make(suite, ())
     try:
         return len(environment.tasks)
     finally:
         environment.close()
+
+
+def _make(suite: str, cameras: tuple[str, ...], image_size: int = 256) -> Environment:
+    try:
+        return make(suite, cameras=cameras, image_size=image_size)
+    except ValueError as error:
+        raise EvaluationError(str(error)) from error
 
 
 def _cameras(policy: Policy, film: Film | None) -> tuple[str, ...]:
@@ -182,7 +194,7 @@ def _work(choice: Choice, suite: str, image_size: int, film: Film | None, trial:
 def _open(choice: Choice, suite: str, image_size: int, film: Film | None) -> tuple[Environment, Policy]:
     """A worker's own, kept for all its trials."""
     policy = choice.load(suite)
-    return make(suite, cameras=_cameras(policy, film), image_size=image_size), policy
+    return _make(suite, _cameras(policy, film), image_size), policy
 
 
 def _leave_interrupts_to_the_parent() -> None:

@@ -98,7 +98,7 @@ def show(result: dict[str, Any]) -> None:
     for suite in result.get("suites", [result]):
         table = Table(title=suite["suite"], title_justify="left")
         table.add_column("task")
-        for name in ("successes", "success rate", "95 % interval"):
+        for name in ("successes", "rate", "95 % interval"):
             table.add_column(name, justify="right")
         for task in suite["by_task"].values():
             table.add_row(task["instruction"], *_cells(task))

