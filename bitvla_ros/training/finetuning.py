@@ -13,7 +13,6 @@ EXAMPLES = """\
   accelerate launch -m bitvla_ros.cli train CHECKPOINT --dataset demos --output run          on every GPU there is
 The same command again goes on where a run was stopped or killed. run/checkpoint is what bitvla eval and bitvla pack take."""
 
-VALIDATION_SHARE = 0.05  # of the episodes
 FULL_PRECISION = ("vision", "language", "all")
 
 
@@ -52,48 +51,23 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     prepare_threads(arguments.threads)
 
-    from ..model.saving import save_checkpoint
     from .dataset import Dataset
-    from .processes import processes
+    from .runs import train_on
     from .starting import starting_model
-    from .trainer import Trainer
 
-    group = processes()
     dataset = Dataset(arguments.dataset, cameras=arguments.cameras)
     model, tokenizer = starting_model(
         arguments.start, dataset.statistics, dataset.name, dataset.fps, seed=arguments.seed, full_precision=arguments.full_precision
     )
-    samples, validation = training_samples(dataset, model, tokenizer, arguments.seed)
-    output = Path(arguments.output).expanduser()
-    statistics = {dataset.name: dataset.statistics}
-
-    def save(step: int) -> None:
-        save_checkpoint(model, output / "checkpoint", tokenizer=tokenizer, statistics=statistics, step=step)
-
-    trainer = Trainer(
+    return train_on(
+        dataset,
         model,
-        samples,
+        tokenizer,
         training_config(arguments),
-        output,
-        validation=validation,
-        save=save,
-        settings={
-            "start": arguments.start,
-            "full_precision": arguments.full_precision,
-            "seed": arguments.seed,
-            "cameras": list(arguments.cameras),
-            "dataset": dataset.name,
-            "frames": len(dataset),
-        },
-        processes=group,
+        Path(arguments.output),
+        seed=arguments.seed,
+        settings={"start": arguments.start, "full_precision": arguments.full_precision},
     )
-    try:
-        result = trainer.run()
-    finally:
-        group.finish()
-    if not group.first:
-        raise SystemExit(0)  # the first process speaks for all
-    return {**result, "checkpoint": str(output / "checkpoint"), "episodes": len(samples.episodes)}
 
 
 def show(result: dict[str, Any]) -> None:
@@ -102,25 +76,6 @@ def show(result: dict[str, Any]) -> None:
         if result.get(name) is not None:
             print(f"  {name.replace('_', ' '):24} {result[name]:.4f}")
     print(f"checkpoint: {result['checkpoint']}; curves: {result['output']}/curves.png")
-
-
-def training_samples(dataset: Any, model: Any, tokenizer: Any, seed: int) -> tuple[Any, Any]:
-    """Samples to train on, and of the episodes that are held out (None where there is one episode in all)."""
-    from ..policy.normalization import Statistics
-    from ..policy.prompt import Prompt
-    from .samples import Samples, split_episodes
-    from .starting import image_recipe
-
-    config = model.config
-    shared: dict[str, Any] = {
-        "recipe": image_recipe(model),
-        "prompt": Prompt(tokenizer, image_tokens=config.vision.num_patches, cameras=len(dataset.cameras)),
-        "statistics": Statistics.from_dict(dataset.statistics, action_dim=config.action_dim, proprio_dim=config.proprio_dim),
-        "chunk": config.chunk,
-    }
-    train, held_out = split_episodes(len(dataset.lengths), VALIDATION_SHARE, seed)
-    validation = Samples(dataset, held_out, seed=None, augment=False, **shared) if held_out else None
-    return Samples(dataset, train, seed=seed, **shared), validation
 
 
 def training_config(arguments: argparse.Namespace) -> Any:
