@@ -26,9 +26,14 @@ from .objective import Batch
 class Demonstrations(Protocol):
     """What is needed of a training.dataset.Dataset. cameras: roles, in their order."""
 
-    cameras: Any
-    tasks: Sequence[str]
-    lengths: Sequence[int]
+    @property
+    def cameras(self) -> Any: ...
+
+    @property
+    def tasks(self) -> Sequence[str]: ...
+
+    @property
+    def lengths(self) -> Sequence[int]: ...
 
     def frame(self, index: int, chunk: int = 1) -> tuple[dict[str, NDArray[np.uint8]], NDArray[np.float32], NDArray[np.float32], str]: ...
 
