@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from checkpoints import VISION, edit, write_checkpoint
+from demonstrations import write_demonstrations
 from torch import Tensor
 
-from bitvla_ros.model import BitVLA, load_checkpoint
+from bitvla_ros.model import BitVLA, load_checkpoint, load_packed, pack_model
+from bitvla_ros.training import distill as verb
 from bitvla_ros.training.distillation import GAMMA, Distillation, DistillationError, hidden_error, make_student
+from bitvla_ros.training.log import read
 from bitvla_ros.training.objective import Batch, oft_loss, predict
 from bitvla_ros.training.precision import in_precision
+from bitvla_ros.training.state import StateError
 
 
 @pytest.fixture
@@ -136,3 +142,66 @@ def test_weights_rounded_after_training_act_as_the_same_weights_read_into_the_te
     assert rounded.config == read.config
     assert torch.equal(rounded(*inputs).normalized_actions, read(*inputs).normalized_actions)
     assert not torch.equal(rounded(*inputs).normalized_actions, full(*inputs).normalized_actions)
+
+
+def distill(folder: Path, *options: str, teacher: Path | None = None) -> dict[str, Any]:
+    """`bitvla distill` on a small dataset, in `folder`."""
+    parser = argparse.ArgumentParser()
+    verb.add_arguments(parser)
+    if not (folder / "demos").exists():
+        write_demonstrations(folder / "demos")
+    places = ["--dataset", str(folder / "demos"), "--output", str(folder / "student")]
+    quick = ["--steps", "3", "--batch-size", "4", "--warmup", "0", "--workers", "0", "--learning-rate", "1e-3"]
+    return verb.run(parser.parse_args([str(teacher or folder / "teacher"), *places, *quick, *options]))
+
+
+def test_the_verb_makes_a_ternary_checkpoint_that_packs_and_predicts(teacher, tmp_path):
+    result = distill(tmp_path)
+    assert result["steps"] == 3 and result["hidden"] > 0 and result["validation_l1"] > 0
+    assert result["loss"] == pytest.approx(result["task"] + GAMMA * result["hidden"], rel=1e-4)
+    rows = read(tmp_path / "student" / "log.csv")
+    assert len(rows) == 3 and {"loss", "task", "hidden"} <= rows[0].keys()
+
+    student = load_checkpoint(result["checkpoint"])
+    assert student.config == replace(teacher.config, vision=replace(teacher.config.vision, ternary=True))
+    assert student.norm_stats == teacher.norm_stats and student.norm_key == teacher.norm_key
+    ours, theirs = student.state_dict(), teacher.state_dict()
+    moved = {name for name in ours if not torch.equal(ours[name], theirs[name].bfloat16().float())}
+    assert moved and all(name.startswith("vision.") for name in moved if not name.startswith(("action_head", "proprio_projector")))
+
+    description = pack_model(result["checkpoint"], tmp_path / "packed")
+    assert sum(name.endswith(".words") for name in description["tensors"]) == 2 * 6 + 7
+    sample = batch(student, size=1)
+    chunk = load_packed(tmp_path / "packed").predict(sample.pixel_values[0], sample.input_ids[0], sample.proprio[0])
+    assert bool(chunk.normalized_actions.isfinite().all())
+
+
+def test_a_finished_run_is_kept_and_one_with_another_teacher_is_refused(teacher, tmp_path):
+    first = distill(tmp_path)
+    assert distill(tmp_path)["resumed_from"] == 3
+    other = tmp_path / "other"
+    other.mkdir()
+    write_checkpoint(other)
+    in_full_precision(other)
+    edit(other / "config.json", attention="causal")
+    with pytest.raises(StateError, match="teacher"):
+        distill(tmp_path, teacher=other)
+    assert load_checkpoint(first["checkpoint"]).config.attention == "bidirectional"
+
+
+def test_a_teacher_that_cannot_teach_is_refused(teacher, tmp_path):
+    (tmp_path / "ternary").mkdir()
+    with pytest.raises(DistillationError, match="in full precision"):
+        distill(tmp_path, teacher=write_checkpoint(tmp_path / "ternary"))
+    edit(tmp_path / "teacher" / "config.json", control_hz=10.0)
+    with pytest.raises(DistillationError, match=r"10 Hz .* 20 frames"):
+        distill(tmp_path)
+    edit(tmp_path / "teacher" / "config.json", control_hz=20.0)
+    pack_model(tmp_path / "teacher", tmp_path / "packed")
+    with pytest.raises(DistillationError, match="packed"):
+        distill(tmp_path, teacher=tmp_path / "packed")
+    for head in (tmp_path / "teacher").glob("*_checkpoint.pt"):
+        head.unlink()
+    with pytest.raises(DistillationError, match="bitvla train"):
+        distill(tmp_path)
+    assert not (tmp_path / "student").exists()

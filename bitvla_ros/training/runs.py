@@ -1,0 +1,79 @@
+"""A run of training: a model, a dataset and a configuration become a checkpoint in the run's folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..model import BitVLA
+from ..model.saving import save_checkpoint
+from ..policy.normalization import Statistics
+from ..policy.prompt import Prompt
+from .dataset import Dataset
+from .objective import Objective, oft_objective
+from .processes import processes
+from .samples import Samples, split_episodes
+from .starting import image_recipe
+from .trainer import Trainer, TrainingConfig
+
+CHECKPOINT = "checkpoint"  # in a run's folder
+VALIDATION_SHARE = 0.05  # of the episodes
+
+
+def samples_of(dataset: Dataset, model: BitVLA, tokenizer: Any, seed: int) -> tuple[Samples, Samples | None]:
+    """Samples to train on, and of the episodes that are held out (None where there is one episode in all).
+
+    Numbers are normalised by the model's statistics. seed: chooses what is held out, and decides order and augmentation."""
+    config = model.config
+    shared: dict[str, Any] = {
+        "recipe": image_recipe(model),
+        "prompt": Prompt(tokenizer, image_tokens=config.vision.num_patches, cameras=len(dataset.cameras)),
+        "statistics": Statistics.from_dict(model.norm_stats, action_dim=config.action_dim, proprio_dim=config.proprio_dim),
+        "chunk": config.chunk,
+    }
+    train, held_out = split_episodes(len(dataset.lengths), VALIDATION_SHARE, seed)
+    validation = Samples(dataset, held_out, seed=None, augment=False, **shared) if held_out else None
+    return Samples(dataset, train, seed=seed, **shared), validation
+
+
+def train_on(
+    dataset: Dataset,
+    model: BitVLA,
+    tokenizer: Any,
+    config: TrainingConfig,
+    output: Path,
+    *,
+    seed: int,
+    objective: Objective = oft_objective,
+    settings: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Train what requires gradients, or go on with a run that stands in `output`; returns the Trainer's summary and the checkpoint's path.
+
+    settings: what decides the outcome beside config, seed and dataset, as JSON. With several processes only the first returns.
+    """
+    group = processes()
+    samples, validation = samples_of(dataset, model, tokenizer, seed)
+    checkpoint = output.expanduser() / CHECKPOINT
+
+    def save(step: int) -> None:
+        save_checkpoint(model, checkpoint, tokenizer=tokenizer, step=step)
+
+    trainer = Trainer(
+        model,
+        samples,
+        config,
+        output.expanduser(),
+        objective=objective,
+        validation=validation,
+        save=save,
+        settings={"seed": seed, "cameras": list(dataset.cameras), "dataset": dataset.name, "frames": len(dataset), **settings},
+        processes=group,
+    )
+    try:
+        result = trainer.run()
+    finally:
+        group.finish()
+    if not group.first:
+        raise SystemExit(0)  # the first process speaks for all
+    return {**result, "checkpoint": str(checkpoint), "episodes": len(samples.episodes)}
