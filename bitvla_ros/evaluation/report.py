@@ -25,10 +25,9 @@ body { margin: 0 auto; padding: 2rem 1.5rem 4rem; max-width: 76rem; background: 
 h1 { font-size: 1.7rem; margin: 0 0 .5rem; }
 h2 { font-size: 1.25rem; margin: 2.5rem 0 .75rem; }
 h3 { font-size: 1rem; margin: 1.75rem 0 .75rem; }
-dl { display: flex; flex-wrap: wrap; gap: .3rem 2rem; margin: 0; }
-dl div { display: flex; gap: .5rem; overflow-wrap: anywhere; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1.5rem; margin: 0; font-size: .9rem; }
 dt, .soft { color: var(--soft); }
-dd { margin: 0; }
+dd { margin: 0; overflow-wrap: anywhere; }
 .table { overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: 8px; }
 table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .45rem .9rem; text-align: left; border-bottom: 1px solid var(--line); }
@@ -44,7 +43,8 @@ a.episode:hover, a.episode:focus-visible { border-color: var(--ink); }
 .success { border-top-color: var(--good); }
 .episode img { display: block; width: 100%; }
 .episode p { margin: 0; padding: .35rem .8rem 0; }
-.episode p:last-child { padding-bottom: .7rem; font-size: .85rem; overflow-wrap: anywhere; }
+.episode .soft { font-size: .85rem; overflow-wrap: anywhere; }
+.episode p:last-child { padding-bottom: .7rem; }
 """
 
 
@@ -54,7 +54,7 @@ def write_report(folder: Path, title: str, facts: Mapping[str, str], suites: Seq
     title: the policy. facts: what was evaluated and how, in words. suites: summary (episodes.py) and attempts of each.
     """
     body = [f"<h1>{escape(title)}</h1>", "<dl>"]
-    body += [f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts.items()]
+    body += [f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items()]
     body += ["</dl>", *(_suite(summary, attempts) for summary, attempts in suites)]
     page = (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
