@@ -41,6 +41,7 @@ VERBS = {
     "convert": Verb("make a dataset of rosbag2 recordings, LIBERO's HDF5 files or a LeRobot dataset", "bitvla_ros.training.conversion"),
     "train": Verb("fine-tune a ternary policy, or train a small one from nothing, on a dataset", "bitvla_ros.training.finetuning"),
     "distill": Verb("make a full-precision vision tower ternary by quantize-then-distill", "bitvla_ros.training.distill"),
+    "ablate": Verb("train a policy at several precisions and compare them in one table", "bitvla_ros.evaluation.ablation"),
     "bench": Verb("time a chunk or the ternary kernels, and show where time and memory go", "bitvla_ros.evaluation.benchmark"),
 }
 

@@ -33,9 +33,11 @@ MAY_USE = {
     "cli.py": set(),
     "__init__.py": set(),
 }
-# Single files that may use more: the seam to the network, and the verbs that are about its parts.
+# Single files that may use more: the seam to the network, the verbs that are about its parts, and the ablation, which trains what it
+# evaluates: training may not know of evaluation, nor have nodes anything to do with it.
 MAY_ALSO_USE = {
     "policy/bitvla.py": {"model"},
+    "evaluation/ablation.py": {"training"},
     "evaluation/benchmark.py": {"model", "ternary"},
     "evaluation/inspection.py": {"model"},
     "evaluation/kernel_benchmark.py": {"model", "ternary"},
