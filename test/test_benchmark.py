@@ -66,7 +66,7 @@ def test_random_3b_is_timed_at_the_length_of_the_released_tokenizer():
 
 def test_parts_can_be_timed_alone_on_what_they_were_given():
     model = build("nano").pack("reference")
-    size, prompt = model.config.vision.image_size, [model.config.image_token_id] * 128 + [model.config.proprio_token_id, 65]
+    size, prompt = model.config.vision.image_size, [model.config.image_token_id] * 98 + [model.config.proprio_token_id, 65]
     with benchmark.first_inputs(model, benchmark.PARTS) as inputs:
         for value in (0.0, 1.0):
             model.predict(torch.full((2, 3, size, size), value), torch.tensor(prompt), torch.zeros(8))
@@ -77,8 +77,8 @@ def test_parts_can_be_timed_alone_on_what_they_were_given():
         shape = call().shape
         return lambda: shape[0] * shape[1] / 1000
 
-    # vision and connector [2, 64, hidden], language [1, S, hidden], head [1, 8, 7]
-    assert benchmark.parts_alone(model, inputs, timer) == {"vision": 0.256, "language": (130 + 57) / 1000, "head": 0.008}
+    # vision and connector [2, 49, hidden], language [1, S, hidden], head [1, 8, 7]
+    assert benchmark.parts_alone(model, inputs, timer) == {"vision": 0.196, "language": (100 + 57) / 1000, "head": 0.008}
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ problem = CPU.problem(torch.device("cpu"))
 pytestmark = pytest.mark.skipif(problem is not None, reason=str(problem))
 
 # (tokens, columns) of the published model, and of nano: hidden and intermediate sizes of the language model, then of the vision tower
-SHAPES = [(634, 2560), (634, 6912), (512, 1152), (512, 4304), (160, 256), (160, 640), (128, 192), (128, 512)]
+SHAPES = [(634, 2560), (634, 6912), (512, 1152), (512, 4304), (175, 192), (175, 384), (98, 128), (98, 384)]
 
 
 @pytest.fixture(autouse=True)

@@ -6,12 +6,16 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bitvla_ros.model import BitVLA, BitVLAConfig, LanguageConfig, VisionConfig, build
 from bitvla_ros.model.config import preset
-from bitvla_ros.model.tokenizer import BYTE_TOKENS, byte_tokenizer
-from bitvla_ros.policy.prompt import Prompt
+from bitvla_ros.model.tokenizer import BYTE_TOKENS, NANO_TOKENS, byte_tokenizer, nano_tokenizer
+from bitvla_ros.policy.prompt import Prompt, load_tokenizer
+from bitvla_ros.simulation.tabletop_tasks import SUITES
 
+TOKENIZERS = (byte_tokenizer(), nano_tokenizer())
 ODD = BitVLAConfig(
     vision=VisionConfig(
         hidden_size=33, intermediate_size=45, num_hidden_layers=2, num_attention_heads=3, image_size=31, patch_size=7, ternary=True
@@ -153,7 +157,7 @@ def test_nano_acts_from_its_own_tokenizer_and_is_reproducible():
     model, again, other = build("nano", seed=1), build("nano", seed=1), build("nano", seed=2)
     assert model.model_hash == again.model_hash != other.model_hash
     assert build("nano", seed=1, activation_bits=None).model_hash != model.model_hash
-    tokenizer = byte_tokenizer()
+    tokenizer = nano_tokenizer()
     ids = torch.tensor(Prompt(tokenizer, image_tokens=model.config.vision.num_patches, cameras=2)("wait"))
     inputs = torch.randn(2, 3, 112, 112), ids, torch.zeros(8)
     prediction = model.predict(*inputs)
@@ -170,6 +174,35 @@ def test_byte_tokenizer_has_the_ids_of_the_reference():
     assert tokenizer.convert_tokens_to_ids(["<|image_pad|>", "<proprio_pad>", "<action_0>"]) == [260, 261, 262]
     assert tokenizer("hé\n<|eot_id|>").input_ids == [256, *"hé\n".encode(), 259]
     assert tokenizer.decode([*"hé ".encode()]) == "hé "
+
+
+@pytest.mark.parametrize("suite", SUITES.values(), ids=lambda suite: suite.name)
+def test_nano_reads_a_tabletop_instruction_word_by_word(suite):
+    prompt = Prompt(nano_tokenizer(), image_tokens=1, cameras=2)
+    for task in suite.tasks:
+        # BOS, system, end of turn, user, two images, state, question, its mark, end of turn, assistant
+        assert len(prompt(task.instruction)) == 11 + len(task.instruction.split()), task.instruction
+
+
+def test_nano_tokenizer_begins_with_the_bytes_and_comes_back_from_a_directory(tmp_path):
+    tokenizer = nano_tokenizer()
+    assert len(tokenizer) == len(NANO_TOKENS) == len(set(NANO_TOKENS)) and NANO_TOKENS[: len(BYTE_TOKENS)] == BYTE_TOKENS
+    tokenizer.save_pretrained(tmp_path)
+    prompts = [Prompt(each, image_tokens=4, cameras=2) for each in (tokenizer, load_tokenizer(tmp_path))]
+    words = "stack the shredded h\u00e9risson on the mat, twice"
+    assert prompts[0](words).tolist() == prompts[1](words).tolist()
+
+
+@given(st.text(max_size=30))
+def test_any_text_has_tokens_and_decodes_to_itself(text):
+    for tokenizer in TOKENIZERS:
+        assert tokenizer.decode(tokenizer(text).input_ids) == f"<|begin_of_text|>{text}"
+
+
+def test_words_within_other_words_are_spelled():
+    tokenizer = nano_tokenizer()
+    assert tokenizer(" red block").input_ids == [256, NANO_TOKENS.index("\u0120red"), NANO_TOKENS.index("\u0120block")]
+    assert tokenizer(" redder").input_ids == [256, *b" redder"]
 
 
 def test_unknown_preset_and_dtype_are_refused():

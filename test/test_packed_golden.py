@@ -126,5 +126,5 @@ def test_layers_that_share_an_input_come_to_the_backend_together(monkeypatch):
 
     monkeypatch.setattr(type(reference), "prepare", recorded)
     build("nano").pack("reference")
-    vision, language = [[192] * 3, [192], [512], [192]], [[256, 128, 128], [256], [640] * 2, [256]]
+    vision, language = [[128] * 3, [128], [384], [128]], [[192, 96, 96], [192], [384] * 2, [192]]
     assert together == vision * 3 + language * 4

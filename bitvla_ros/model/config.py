@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from .tokenizer import BYTE_TOKENS, END_OF_TEXT, IMAGE_PAD, PROPRIO_PAD
+from .tokenizer import END_OF_TEXT, IMAGE_PAD, NANO_TOKENS, PROPRIO_PAD
 
 ATTENTIONS = ("bidirectional", "causal")
 
@@ -101,25 +101,26 @@ class BitVLAConfig:
 
 
 def preset(name: str, *, activation_bits: int | None = 8) -> BitVLAConfig:
-    """`3b`: the published sizes. `nano`: the same network in five million parameters, for a CPU, with the byte-level tokenizer."""
+    """`3b`: the published sizes. `nano`: the same network in two and a half million parameters, which two CPU cores can train."""
     if name == "3b":
         return BitVLAConfig(activation_bits=activation_bits, control_hz=20.0)
     if name == "nano":
         return BitVLAConfig(
             vision=VisionConfig(
-                hidden_size=192, intermediate_size=512, num_hidden_layers=3, num_attention_heads=4, image_size=112, patch_size=14
+                hidden_size=128, intermediate_size=384, num_hidden_layers=3, num_attention_heads=4, image_size=112, patch_size=16
             ),
             language=LanguageConfig(
-                vocab_size=len(BYTE_TOKENS),
-                hidden_size=256,
-                intermediate_size=640,
+                vocab_size=len(NANO_TOKENS),
+                hidden_size=192,
+                intermediate_size=384,
                 num_hidden_layers=4,
                 num_attention_heads=4,
                 num_key_value_heads=2,
+                rope_theta=1000.0,  # sequences are short: about 180 tokens
             ),
-            image_token_id=BYTE_TOKENS.index(IMAGE_PAD),
-            proprio_token_id=BYTE_TOKENS.index(PROPRIO_PAD),
-            stop_token_id=BYTE_TOKENS.index(END_OF_TEXT),
+            image_token_id=NANO_TOKENS.index(IMAGE_PAD),
+            proprio_token_id=NANO_TOKENS.index(PROPRIO_PAD),
+            stop_token_id=NANO_TOKENS.index(END_OF_TEXT),
             activation_bits=activation_bits,
             control_hz=20.0,
         )

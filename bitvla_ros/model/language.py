@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from ..ternary import TernaryLinear
 from ..ternary.fused import norm_linear, squared_relu_norm_linear
+from .attention import attend
 from .config import LanguageConfig
 
 
@@ -63,7 +64,7 @@ class Attention(nn.Module):
         projected = norm_linear(norm, (self.q_proj, self.k_proj, self.v_proj), x)
         q, k, v = (p.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for p in projected)
         q, k = rotate(q, rotary), rotate(k, rotary)
-        seen = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True).transpose(1, 2).flatten(2)
+        seen = attend(q, k, v, mask).transpose(1, 2).flatten(2)
         return norm_linear(self.attn_sub_norm, (self.o_proj,), seen, residual=x)[0]
 
 

@@ -23,7 +23,7 @@ from .config import BitVLAConfig, preset
 from .packed import COMPANIONS, CONFIG, ENCODINGS, FORMAT, VERSION, WEIGHTS, PackedModelError, hash_description, serialise, stored_shapes
 from .random_weights import draw, identity_statistics, with_byte_tokenizer
 from .safetensors_file import DTYPES, SafetensorsWriter
-from .tokenizer import byte_tokenizer
+from .tokenizer import tokenizer_of
 
 RANDOM = "random:"
 Progress = Callable[[str, int, int], None]  # tensor, weights done, weights in all
@@ -187,7 +187,7 @@ def _from_preset(name: str) -> _Source:
         "rescale_factor": 1 / 255,
     }
     with tempfile.TemporaryDirectory() as folder:
-        byte_tokenizer().save_pretrained(folder)
+        tokenizer_of(name).save_pretrained(folder)
         companions = {name: (Path(folder) / name).read_bytes() for name in COMPANIONS if (Path(folder) / name).is_file()}
     companions["preprocessor_config.json"] = json.dumps(images, indent=2).encode() + b"\n"
     provenance = {"source": RANDOM + name, "seed": seed, "package_version": _package_version()}

@@ -60,7 +60,7 @@ def _parts(name: str, shape: torch.Size, generator: torch.Generator, dtype: torc
 
 
 def with_byte_tokenizer(config: BitVLAConfig) -> BitVLAConfig:
-    """The same sizes with the ids of `byte_tokenizer`, which needs no download. Random embeddings do not care."""
+    """The same sizes with the ids of `tokenizer_of`, which needs no download. Random embeddings do not care."""
     image, proprio, stop = (BYTE_TOKENS.index(token) for token in (IMAGE_PAD, PROPRIO_PAD, END_OF_TEXT))
     return replace(config, image_token_id=image, proprio_token_id=proprio, stop_token_id=stop)
 

@@ -1,4 +1,4 @@
-"""The special tokens of BitVLA, and a byte-level tokenizer for models that bring none of their own."""
+"""The special tokens of BitVLA, and tokenizers for models that bring none of their own: bytes, and bytes with words for `nano`."""
 
 from __future__ import annotations
 
@@ -35,19 +35,61 @@ def _byte_characters() -> list[str]:
     return [chr(byte if byte in printable else next(substitutes)) for byte in range(256)]
 
 
+# What is the same in every prompt (policy/prompt.py), each a single token.
+_PHRASES = [
+    "System: A chat between a curious human and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the human's questions.",
+    "User: ",
+    "What action should the robot take to",
+    "Assistant: ",
+]
+
+# Of instructions. They stand behind a space; at any other place, and whatever is not here, is spelled in bytes.
+_WORDS = """
+    pick up put place stack push pull open close turn move lift take bring lay slide
+    and it them the a an its both
+    in into on onto at to of from off under above over between behind next near beside inside
+    left right front back middle top bottom center upper lower first second
+    red green blue yellow orange purple black white brown grey pink wooden small large
+    block cube can ball box bowl plate basket mat mug cup bottle tray drawer cabinet table stove rack shelf door handle lid pan pot book
+""".split()
+
 BYTE_TOKENS: list[str] = [*_byte_characters(), *_SPECIAL]
 """The vocabulary of `byte_tokenizer`: a token's id is its index."""
+
+NANO_TOKENS: list[str] = [*BYTE_TOKENS, *_PHRASES, *(_byte_characters()[ord(" ")] + word for word in _WORDS)]
+"""The vocabulary of `nano_tokenizer`, which begins with the other's."""
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
     """A tokenizer that needs no download: ids 0-255 are bytes, the special tokens follow in the order of the released models."""
+    return _tokenizer(BYTE_TOKENS, phrases=[])
+
+
+def nano_tokenizer() -> PreTrainedTokenizerFast:
+    """`byte_tokenizer` with short prompts: what every prompt says, and the usual words of instructions, are single tokens.
+
+    A prompt of bytes is four times as long as two pictures of `nano`. Any text has tokens, and decodes to itself.
+    """
+    return _tokenizer(NANO_TOKENS, phrases=_PHRASES)
+
+
+def tokenizer_of(preset: str) -> PreTrainedTokenizerFast:
+    """For a preset with random weights: `nano` has a tokenizer of its own, others take bytes."""
+    return nano_tokenizer() if preset == "nano" else byte_tokenizer()
+
+
+def _tokenizer(tokens: list[str], phrases: list[str]) -> PreTrainedTokenizerFast:
+    """tokens: the vocabulary, bytes first; those that begin with a space are words. phrases: of them, found before words are."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(BYTE_TOKENS[:256])}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    # A word of the vocabulary is taken whole (ignore_merges), others fall into bytes, as no merges lead anywhere.
+    tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=[], ignore_merges=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in _SPECIAL])
+    tokenizer.add_tokens([AddedToken(phrase, normalized=False) for phrase in phrases])
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BEGIN_OF_TEXT} $A", special_tokens=[(BEGIN_OF_TEXT, BYTE_TOKENS.index(BEGIN_OF_TEXT))]
     )

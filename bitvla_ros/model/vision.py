@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from ..ternary import TernaryLinear
 from ..ternary.fused import gelu_linear, linear, norm_linear
+from .attention import attend
 from .config import VisionConfig
 
 
@@ -74,7 +75,7 @@ class VisionAttention(nn.Module):
     def forward(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
         projected = norm_linear(norm, (self.q_proj, self.k_proj, self.v_proj), x)
         q, k, v = (p.unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in projected)
-        seen = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        seen = attend(q, k, v).transpose(1, 2).flatten(2)
         return linear(self.out_proj, seen, residual=x)
 
 

@@ -11,7 +11,7 @@ import torch
 
 from ..model import BitVLA, build, default_dtype, load, with_byte_tokenizer
 from ..model.graph import predictor
-from ..model.tokenizer import byte_tokenizer
+from ..model.tokenizer import tokenizer_of
 from .chunk import ACTION_DIM, ActionChunk, Latency
 from .gate import Reason, Refused
 from .normalization import Statistics, normalise_proprio, to_command, unnormalise_actions
@@ -127,7 +127,7 @@ class BitVLAPolicy:
             model.pack(backend, device)
         return cls(
             model,
-            byte_tokenizer(),
+            tokenizer_of(preset),
             recipe=ImageRecipe(image_size=model.config.vision.image_size),
             cameras=cameras,
             statistics=Statistics.identity(proprio_dim=model.config.proprio_dim),

@@ -1,6 +1,6 @@
 """Where something comes before a ternary layer that can be computed together with its quantizer.
 
-Layers with master weights, and ordinary linear layers, are composed as they stand. Packed ones are served by their backend: one pass
+Layers with master weights, and ordinary linear layers, are composed as they stand, but that an input is quantized once. Packed ones are served by their backend: one pass
 over memory for norm and quantizer, one quantization for all layers that share an input, and the residual added in the kernel.
 """
 
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from .backends import Backend
 from .linear import TernaryLinear
-from .quantize import QuantizedActivation
+from .quantize import QuantizedActivation, fake_quantize_activation
 
 
 class Norm(Protocol):
@@ -30,8 +30,7 @@ def norm_linear(norm: Norm, layers: Sequence[nn.Module], x: Tensor, residual: Te
     """layer(norm(x)) for each of `layers`; + residual, of which there may be one where there is one layer."""
     backend = _backend(layers, x)
     if backend is None:
-        x = norm(x)
-        return tuple(_plus(layer(x), residual) for layer in layers)
+        return tuple(_plus(y, residual) for y in _each(layers, norm(x)))
     if isinstance(norm, nn.LayerNorm):
         quantized = backend.layer_norm_quantize(x, norm.weight, norm.bias, norm.eps)
     else:
@@ -81,6 +80,14 @@ def _linear(
     backend: Backend, layers: Sequence[Any], quantized: QuantizedActivation, like: Tensor, residual: Tensor | None
 ) -> tuple[Tensor, ...]:
     return backend.linear(quantized, [layer.packed for layer in layers], [layer.bias for layer in layers], like.dtype, residual)
+
+
+def _each(layers: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
+    """layer(x) for each of `layers`, which share its quantization."""
+    if len(layers) > 1 and all(isinstance(layer, TernaryLinear) and layer.activation_bits is not None for layer in layers):
+        x = fake_quantize_activation(x)
+        return [layer.multiply(x) for layer in layers if isinstance(layer, TernaryLinear)]
+    return [layer(x) for layer in layers]
 
 
 def _plus(x: Tensor, residual: Tensor | None) -> Tensor:

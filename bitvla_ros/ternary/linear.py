@@ -48,9 +48,11 @@ class TernaryLinear(nn.Module):
             if x.shape[-1] != self.in_features:
                 raise ValueError(f"{x.shape[-1]} features for a layer of {self.in_features}")
             return self.backend.linear(self.backend.quantize(x), [self.packed], [self.bias], x.dtype)[0]
+        return self.multiply(x if self.activation_bits is None else fake_quantize_activation(x))
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """`forward` with the master weight, for an x that is quantized already."""
         assert self.weight is not None
-        if self.activation_bits is not None:
-            x = fake_quantize_activation(x)
         return F.linear(x, fake_quantize_weight(self.weight), self.bias)
 
     def set_packed(self, weight: PackedWeight, backend: Backend) -> None:
