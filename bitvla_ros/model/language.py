@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..ternary import TernaryLinear
 from ..ternary.fused import norm_linear, squared_relu_norm_linear

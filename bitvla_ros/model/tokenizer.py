@@ -45,19 +45,19 @@ _PHRASES = [
 ]
 
 # Of instructions. They stand behind a space; at any other place, and whatever is not here, is spelled in bytes.
-_WORDS = """
-    pick up put place stack push pull open close turn move lift take bring lay slide
-    and it them the a an its both
-    in into on onto at to of from off under above over between behind next near beside inside
-    left right front back middle top bottom center upper lower first second
-    red green blue yellow orange purple black white brown grey pink wooden small large
-    block cube can ball box bowl plate basket mat mug cup bottle tray drawer cabinet table stove rack shelf door handle lid pan pot book
-""".split()
+_WORDS = (
+    "pick up put place stack push pull open close turn move lift take bring lay slide "
+    "and it them the a an its both "
+    "in into on onto at to of from off under above over between behind next near beside inside "
+    "left right front back middle top bottom center upper lower first second "
+    "red green blue yellow orange purple black white brown grey pink wooden small large "
+    "block cube can ball box bowl plate basket mat mug cup bottle tray drawer cabinet table stove rack shelf door handle lid pan pot book"
+)
 
 BYTE_TOKENS: list[str] = [*_byte_characters(), *_SPECIAL]
 """The vocabulary of `byte_tokenizer`: a token's id is its index."""
 
-NANO_TOKENS: list[str] = [*BYTE_TOKENS, *_PHRASES, *(_byte_characters()[ord(" ")] + word for word in _WORDS)]
+NANO_TOKENS: list[str] = [*BYTE_TOKENS, *_PHRASES, *(_byte_characters()[ord(" ")] + word for word in _WORDS.split())]
 """The vocabulary of `nano_tokenizer`, which begins with the other's."""
 
 

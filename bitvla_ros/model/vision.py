@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..ternary import TernaryLinear
 from ..ternary.fused import gelu_linear, linear, norm_linear

@@ -1,7 +1,8 @@
 """Where something comes before a ternary layer that can be computed together with its quantizer.
 
-Layers with master weights, and ordinary linear layers, are composed as they stand, but that an input is quantized once. Packed ones are served by their backend: one pass
-over memory for norm and quantizer, one quantization for all layers that share an input, and the residual added in the kernel.
+Layers with master weights, and ordinary linear layers, are composed as they stand, but that layers share their input's quantization.
+Packed ones are served by their backend: one pass over memory for norm and quantizer, one quantization for all layers that share an
+input, and the residual added in the kernel.
 """
 
 from __future__ import annotations
