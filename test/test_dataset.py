@@ -207,8 +207,9 @@ def test_another_folder_is_left_alone(tmp_path: Path) -> None:
 def test_an_empty_dataset_is_none(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="no episode was written"):
         writer_at(tmp_path / "d").close()
-    with pytest.raises(DatasetError, match="positive rate"):
-        writer_at(tmp_path / "d", fps=0)
+    for fps in (0, -20, float("nan"), float("inf")):
+        with pytest.raises(DatasetError, match="positive rate"):
+            writer_at(tmp_path / "d", fps=fps)
     with pytest.raises(DatasetError, match="no name"):
         writer_at(tmp_path / "d", name="")
 
@@ -230,6 +231,7 @@ def changed(values: np.ndarray, at: tuple[int, int], value: float) -> np.ndarray
         (lambda e: replace(e, actions=e.actions[:, 1:]), "episode 1: actions have 6 dimensions, those before have 7"),
         (lambda e: replace(e, state=e.state.astype(np.float64)), "episode 1: state are float64"),
         (lambda e: replace(e, state=e.state[1:]), "episode 1: state are"),
+        (lambda e: replace(e, actions=e.actions[:, :0]), "episode 1: actions are"),
         (lambda e: replace(e, images={"scene": e.images["scene"]}), "episode 1: camera wrist is missing; this dataset has scene, wrist"),
         (lambda e: replace(e, images={**e.images, "belly": e.images["wrist"]}), "episode 1: unknown camera role belly"),
         (lambda e: replace(e, images={**e.images, "wrist": e.images["scene"]}), "camera wrist has uint8"),
@@ -284,11 +286,14 @@ def test_a_picture_that_does_not_decode_is_named(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="episode 1, frame 2"):
         dataset.episode(1)
     Dataset(path, cameras=["scene"]).episode(1)
+    edit(path, 1, "observation.images.wrist", lambda values: [*values[:2], {"bytes": b"GIF89a", "path": ""}])
+    with pytest.raises(DatasetError, match=r"^episode 1, frame 2, camera wrist: the picture does not decode"):
+        Dataset(path).frame(4)
     edit(path, 1, "observation.images.wrist", lambda values: [{"bytes": None, "path": ""} for _ in values])
     with pytest.raises(DatasetError, match="episode 1, frame 0, camera wrist"):
         Dataset(path).episode(1)
     edit(path, 1, "observation.images.wrist", None)
-    with pytest.raises(DatasetError, match="episode 1: camera wrist is missing"):
+    with pytest.raises(DatasetError, match=r"^episode 1: camera wrist is missing"):
         Dataset(path).episode(1)
 
 
@@ -319,6 +324,9 @@ def test_what_is_no_dataset_of_this_layout_is_refused(tmp_path: Path) -> None:
     info = json.loads((path / "meta/info.json").read_text())
     (path / "meta/info.json").write_text(json.dumps({**info, "codebase_version": "v3.0"}))
     with pytest.raises(DatasetError, match=r"layout 'v3.0', expected 'v2.1'.*bitvla convert"):
+        Dataset(path)
+    (path / "meta/info.json").write_text(json.dumps({key: value for key, value in info.items() if key != "fps"}))
+    with pytest.raises(DatasetError, match="'fps' is missing"):
         Dataset(path)
     (path / "meta/info.json").write_text(json.dumps(info)[:-9])
     with pytest.raises(DatasetError, match=r"info\.json is damaged"):

@@ -43,7 +43,7 @@ class DatasetWriter:
 
         Raises DatasetError for a folder that holds something else, or a dataset begun with other arguments."""
         self.path = Path(path)
-        if not fps > 0:
+        if not 0 < fps < float("inf"):
             raise DatasetError(f"fps is {fps}: expected a positive rate in Hz")
         if not name:
             raise DatasetError("the dataset has no name: its statistics are kept under one")
@@ -189,11 +189,15 @@ class Dataset:
     def __init__(self, path: str | os.PathLike[str], cameras: Sequence[str] | None = None) -> None:
         """cameras: roles to read; by default all. Raises DatasetError for what is damaged, has gaps or lacks a camera."""
         self.path = Path(path)
+        try:
+            self._open(cameras)
+        except KeyError as error:
+            raise DatasetError(f"{self.path}: {error} is missing in meta/, expected a dataset of the layout {layout.VERSION}") from error
+
+    def _open(self, cameras: Sequence[str] | None) -> None:
         info = _json(self.path / layout.INFO, f"{self.path} is no dataset of the layout {layout.VERSION}, or it was not finished")
-        if info.get("codebase_version") != layout.VERSION:
-            raise DatasetError(
-                f"{self.path} has the layout {info.get('codebase_version')!r}, expected {layout.VERSION!r}: use bitvla convert"
-            )
+        if info["codebase_version"] != layout.VERSION:
+            raise DatasetError(f"{self.path} has the layout {info['codebase_version']!r}, expected {layout.VERSION!r}: use bitvla convert")
         self.fps = float(info["fps"])
         self.source: dict[str, Any] = info.get("source", {})
         self.cameras = self._choose(info["features"], cameras)
@@ -268,9 +272,10 @@ class Dataset:
         return rows
 
     def _image(self, episode: int, frame: int, role: str) -> NDArray[np.uint8]:
+        pictures = self._pictures(episode)[role]
         try:
-            image = layout.decode_image(self._pictures(episode)[role][frame].as_buffer())
-        except (ValueError, TypeError) as error:
+            image = layout.decode_image(pictures[frame].as_buffer())
+        except (ValueError, TypeError, IndexError) as error:  # damaged, null, and not there
             raise DatasetError(f"episode {episode}, frame {frame}, camera {role}: {error}") from error
         if image.shape[:2] != self.cameras[role]:
             raise DatasetError(

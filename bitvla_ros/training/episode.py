@@ -48,7 +48,7 @@ def check(episode: Episode, index: int, cameras: Mapping[str, tuple[int, int]], 
     if length == 0:
         raise DatasetError(f"{where} has no frames")
     for i, (name, rows) in enumerate((("state", episode.state), ("actions", episode.actions))):
-        if rows.dtype != np.float32 or rows.ndim != 2 or len(rows) != length:
+        if rows.dtype != np.float32 or rows.ndim != 2 or len(rows) != length or rows.size == 0:
             raise DatasetError(f"{where}: {name} are {rows.dtype} {list(rows.shape)}, expected float32 [{length}, dimensions]")
         if dimensions is not None and rows.shape[1] != dimensions[i]:
             raise DatasetError(f"{where}: {name} have {rows.shape[1]} dimensions, those before have {dimensions[i]}")
