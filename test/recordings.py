@@ -172,8 +172,10 @@ def standard(
     }
 
 
-def write_bag(path: Path, m: Messages, streams: Mapping[str, Stream], storage: str = "mcap", *, late: float = 0.002) -> Path:
-    """late: s from stamp to reception."""
+def write_bag(
+    path: Path, m: Messages, streams: Mapping[str, Stream], storage: str = "mcap", *, late: float = 0.002, slowness: float = 1.0
+) -> Path:
+    """late: s from stamp to reception. slowness: seconds of reception that a second of the stamps takes."""
     from rosbags.rosbag2 import StoragePlugin, Writer
 
     with Writer(path, version=9, storage_plugin=StoragePlugin[storage.upper()]) as writer:
@@ -183,5 +185,5 @@ def write_bag(path: Path, m: Messages, streams: Mapping[str, Stream], storage: s
             connection = writer.add_connection(topic, kind, typestore=m.store)
             rows += [(t, connection, m.store.serialize_cdr(message, kind)) for t, message in stream]
         for t, connection, data in sorted(rows, key=lambda row: row[0]):
-            writer.write(connection, BEGIN + round((t + late) * 1e9), data)
+            writer.write(connection, BEGIN + round((t * slowness + late) * 1e9), data)
     return path

@@ -224,7 +224,7 @@ def test_episodes_split_by_a_button_or_by_instructions(tmp_path, capsys, m, kind
 def test_a_simulations_bag_received_in_wall_time_is_split_in_simulated_time(tmp_path, capsys, m):
     streams = standard(m, 4.0)
     streams["/episode"] = [(1.0, m.data("Bool", True)), (2.0, m.data("Bool", False))]
-    bag = write_bag(tmp_path / "bag", m, streams, late=5000.0)
+    bag = write_bag(tmp_path / "bag", m, streams, late=5000.0, slowness=2.5)
     assert convert(capsys, bag, tmp_path / "out", "--split", "episode")[0] == 0
     episode = Dataset(tmp_path / "out").episode(0)
     assert len(episode) in (19, 20)
@@ -279,6 +279,58 @@ def test_a_folder_of_bags_is_a_bag_an_episode(tmp_path, capsys, m):
     for name in ("a", "b"):
         write_bag(tmp_path / "session" / name, m, standard(m, 1.0))
     assert convert(capsys, tmp_path / "session", tmp_path / "out")[1]["episodes"] == 2
+
+
+def test_messages_as_ros_itself_serialises_them_are_read(tmp_path, capsys, m):
+    """The other tests' bytes come from the library that also reads them; these come from rclpy."""
+    serialization = pytest.importorskip("rclpy.serialization")
+    pytest.importorskip("bitvla_ros.msg")
+    from array import array
+
+    from builtin_interfaces.msg import Time
+    from geometry_msgs.msg import Point, Pose, PoseStamped, Quaternion
+    from rosbags.rosbag2 import StoragePlugin, Writer
+    from sensor_msgs.msg import Image, JointState
+    from std_msgs.msg import Header, String
+
+    from bitvla_ros.msg import EndEffectorCommand
+
+    def header(t: float) -> Header:
+        ns = r.BEGIN + round(t * 1e9)
+        return Header(stamp=Time(sec=ns // 10**9, nanosec=ns % 10**9), frame_id="base")
+
+    def pose(t: float) -> PoseStamped:
+        x, y, z = map(float, position(t))
+        return PoseStamped(header=header(t), pose=Pose(position=Point(x=x, y=y, z=z), orientation=Quaternion(x=1.0, y=0.0, z=0.0, w=0.0)))
+
+    def image(t: float, number: int) -> Image:
+        data = array("B", r.picture(number).tobytes())
+        return Image(header=header(t), height=r.HEIGHT, width=r.WIDTH, encoding="rgb8", step=3 * r.WIDTH, data=data)
+
+    def command(t: float, i: int) -> EndEffectorCommand:
+        return EndEffectorCommand(header=header(t), epoch=3, offset=[0.1 * i, 0.0, 0.0, 0.0, 0.0, -0.5], gripper=1.0)
+
+    def joints(t: float) -> JointState:
+        return JointState(header=header(t), name=list(FINGERS), position=[0.03, -0.03])
+
+    kinds = {
+        "/instruction": "std_msgs/msg/String",
+        "/camera/scene/image_raw": "sensor_msgs/msg/Image",
+        "/joint_states": "sensor_msgs/msg/JointState",
+        "/end_effector_pose": "geometry_msgs/msg/PoseStamped",
+        "/end_effector_command": "bitvla_ros/msg/EndEffectorCommand",
+    }
+    with Writer(tmp_path / "bag", version=9, storage_plugin=StoragePlugin.MCAP) as writer:
+        connections = {topic: writer.add_connection(topic, kind, typestore=m.store) for topic, kind in kinds.items()}
+        for i in range(11):
+            t = i / 20
+            for topic, message in zip(kinds, (String(data="go"), image(t, i), joints(t), pose(t), command(t, i)), strict=True):
+                writer.write(connections[topic], r.BEGIN + round(t * 1e9), serialization.serialize_message(message))
+    episode = converted(capsys, tmp_path / "out", tmp_path / "bag")
+    assert episode.task == "go" and len(episode) == 10
+    assert [number_of(image) for image in episode.images["scene"]] == list(range(10))
+    np.testing.assert_allclose(episode.state[:, :3], [position(i / 20) for i in range(10)], atol=1e-6)
+    np.testing.assert_allclose(episode.actions[:, [0, 5, 6]], [[0.1 * i, -0.5, 0.0] for i in range(10)], atol=1e-6)
 
 
 # Bad input

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import struct
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,6 +16,7 @@ from . import ConversionError
 from .alignment import SECOND, Floats, Stamps
 
 OWN_TYPES = ("EndEffectorCommand", "Task")
+UNUSED_BYTES = 64  # at most, behind a message
 
 
 class Bag:
@@ -88,15 +90,15 @@ class Bag:
         from rosbags.rosbag2 import ReaderError
         from rosbags.serde import SerdeError
 
-        store = self._typestore()
+        decode = self._decoder()
         connections = [connection for connection in self._reader.connections if connection.topic == topic]
         kind = connections[0].msgtype
         count = 0
         try:
             for _, received, data in self._reader.messages(connections, start, stop):
-                yield received, store.deserialize_cdr(data, kind)
+                yield received, decode(data, kind)
                 count += 1
-        except (ReaderError, SerdeError, OSError, KeyError, IndexError, ValueError) as error:
+        except (ReaderError, SerdeError, OSError, KeyError, IndexError, ValueError, struct.error) as error:
             if isinstance(error, ConversionError):
                 raise
             raise self.error(f"{topic}, message {count}: it does not decode ({error or type(error).__name__})") from error
@@ -125,6 +127,26 @@ class Bag:
                 "expected stamps that grow. Is there a second publisher?"
             )
         return np.flatnonzero(np.append(np.diff(stamps) > 0, True)) if len(stamps) else np.empty(0, np.intp)
+
+    def _decoder(self) -> Callable[[bytes, str], Any]:
+        """CDR bytes and type -> message. Raises SerdeError."""
+        from rosbags.serde import SerdeError
+
+        store = self._typestore()
+
+        def decode(data: bytes, kind: str) -> Any:
+            try:
+                return store.deserialize_cdr(data, kind)
+            except SerdeError:
+                # What rclpy and rclcpp serialise by themselves, as rosbag2's writers do, may end with unused bytes; the library refuses them.
+                definition = store.get_msgdef(kind)
+                read = definition.deserialize_cdr_le if data[1] else definition.deserialize_cdr_be
+                message, length = read(data[4:], 0, definition.cls, store)
+                if len(data) - 4 - length > UNUSED_BYTES:
+                    raise
+                return message
+
+        return decode
 
     def _typestore(self) -> Any:
         """Types as the bag itself defines them; where it does not (sqlite3 before Iron), those of Humble and our own."""
