@@ -138,7 +138,7 @@ class Bag:
             try:
                 return store.deserialize_cdr(data, kind)
             except SerdeError:
-                # What rclpy and rclcpp serialise by themselves, as rosbag2's writers do, may end with unused bytes; the library refuses them.
+                # What rclpy and rclcpp serialise by themselves, as rosbag2's writers do, may end with unused bytes.
                 definition = store.get_msgdef(kind)
                 read = definition.deserialize_cdr_le if data[1] else definition.deserialize_cdr_be
                 message, length = read(data[4:], 0, definition.cls, store)
