@@ -29,6 +29,7 @@ from .schedule import warmup_cosine
 from .state import load_state, save_state
 
 REPORT_SECONDS = 30.0  # between lines of progress where stderr is no terminal
+DRAW_SECONDS = 60.0  # between pictures of the curves
 
 
 class TrainingError(RuntimeError):
@@ -104,6 +105,7 @@ class Trainer:
         )
         self._wrapped = self.processes.wrap(self.model)
         self._stop = False
+        self._drawn = time.monotonic()
 
     def run(self) -> dict[str, Any]:
         """Train to the end. Raises TrainingError, StateError, and KeyboardInterrupt after SIGINT or SIGTERM, once the state is saved."""
@@ -235,8 +237,10 @@ class Trainer:
             if self.save is not None:
                 self.save(step)
             save_state(self.output, step, self.settings, self.parameters, self.optimizer)
-            with contextlib.suppress(ImportError):  # no matplotlib: log.csv has it all
-                draw_curves(self.output / "log.csv", self.output / "curves.png")
+            if step == self.config.steps or self._stop or time.monotonic() - self._drawn > DRAW_SECONDS:
+                with contextlib.suppress(ImportError):  # no matplotlib: log.csv has it all
+                    draw_curves(self.output / "log.csv", self.output / "curves.png")
+                self._drawn = time.monotonic()
         self.processes.wait()
 
     def _last(self) -> dict[str, float | None]:
