@@ -56,7 +56,7 @@ REMEDIES = {
     "matplotlib": "pip install '.[plot]'",
     "h5py": "pip install '.[data]'",
     "rosbags": "pip install '.[data]'",
-    "accelerate": "pip install '.[train]'",
+    "accelerate": "pip install '.[distributed]'",
     "pyarrow": "pip install '.[train]'",
     "libero": "make test-libero sets up an environment with the LIBERO extra, .venv-libero",
 }
