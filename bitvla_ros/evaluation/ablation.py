@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset", required=True, help="folder of demonstrations, as bitvla record and bitvla convert write them")
     parser.add_argument("--output", required=True, help="folder of the runs and the table; an ablation that is there is continued")
     parser.add_argument("--start", default="random:nano", help="where every arm starts: random:nano or a checkpoint (default: %(default)s)")
-    parser.add_argument("--suite", nargs="+", help="suites to play; by default the one that was recorded")
+    parser.add_argument("--suite", action="append", help="suite to play; may be repeated (default: those that were recorded)")
     parser.add_argument("--steps", type=int, required=True, help="optimizer steps of every arm, a teacher's included")
     parser.add_argument("--batch-size", type=int, default=64, help="samples a step (default: %(default)s)")
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="of every arm (default: %(default)s)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import importlib
 import os
 import threading
@@ -20,6 +21,9 @@ class RenderingError(RuntimeError):
 
 def _context(size: int) -> Any:
     """An offscreen GL context, current in the calling thread: the backend that MUJOCO_GL names, else EGL, else OSMesa."""
+    with contextlib.suppress(ImportError):
+        # Mesa's software renderer and Triton, which torch loads when it likes, each bring an LLVM; where Mesa's is first, Triton's crashes
+        importlib.import_module("triton")
     wanted = os.environ.get("MUJOCO_GL", "").lower()
     backends = [wanted] if wanted in ("egl", "osmesa", "glfw") else ["egl", "osmesa"]
     failures = []
