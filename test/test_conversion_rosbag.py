@@ -436,3 +436,37 @@ def test_a_bag_of_fingers_that_never_move_keeps_the_gripper(tmp_path, capsys, m)
     streams["/joint_states"] = [(t, m.joints(t, FINGERS, [0.0, 0.0])) for t, _ in streams["/joint_states"]]
     episode = converted(capsys, tmp_path / "out", write_bag(tmp_path / "bag", m, streams))
     assert (episode.actions[:, 6] == 0).all()
+
+
+def test_a_recorded_simulation_replays_to_success(tmp_path, capsys, m):
+    """The expert's episode goes into a bag and comes back: its commands exactly; and what is taken from the measured motion alone, in
+    the default units, still does the task when it is played blindly."""
+    pytest.importorskip("mujoco")
+    from bitvla_ros.evaluation.rollout import rollout
+    from bitvla_ros.simulation import make
+    from bitvla_ros.simulation.expert import make_expert
+
+    environment = make("tabletop_object", cameras=())
+    ticks: list[tuple] = []
+    rollout(environment, make_expert(environment), 0, 2_500_000, on_tick=lambda snapshot, command, chunk: ticks.append((snapshot, command)))
+    ticks = [tick for tick in ticks if tick[1] is not None]
+    streams: dict[str, r.Stream] = {name: [] for name in r.MESSAGE if "wrist" not in name}
+    streams["/end_effector_command"] = []
+    streams["/instruction"] = [(0.0, m.data("String", environment.tasks[0]))]
+    for i, (snapshot, command) in enumerate(ticks):
+        t = i / 20
+        streams["/camera/scene/image_raw"].append((t, m.image(t, i)))
+        streams["/joint_states"].append((t, m.joints(t, environment.gripper_joint_names, snapshot.gripper)))
+        streams["/end_effector_pose"].append((t, m.pose(t, snapshot.position, snapshot.orientation)))
+        streams["/end_effector_command"].append((t, m.command(t, command.action[:6], command.action[6], hold=command.hold)))
+    bag = write_bag(tmp_path / "bag", m, streams)
+    meant = converted(capsys, tmp_path / "meant", bag)
+    moved = converted(capsys, tmp_path / "moved", bag, "--command", "none")
+    actions = np.stack([command.action for _, command in ticks[: len(meant)]])
+    np.testing.assert_allclose(meant.actions[:, :6], actions[:, :6], atol=1e-6)
+    np.testing.assert_array_equal(meant.actions[:, 6], (1 - actions[:, 6]) / 2)
+    for episode in (meant, moved):
+        environment.reset(0, 2_500_000)
+        played = episode.actions * np.array([1, 1, 1, 1, 1, 1, -2]) + np.array([0, 0, 0, 0, 0, 0, 1])
+        rest = np.tile([0, 0, 0, 0, 0, 0, -1], (5, 1))  # the last step of a recording has no action
+        assert any(environment.step(action).success for action in np.concatenate([played, rest]).astype(np.float32))

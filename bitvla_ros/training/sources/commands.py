@@ -101,8 +101,9 @@ def actions(
     fingers: Floats,
     options: RosbagOptions,
     say: Callable[[str], None],
-) -> NDArray[np.float32]:
-    """float32 [T, 7] of the steps between times [T + 1]; positions, quaternions and fingers are the measured ones at these times."""
+) -> tuple[NDArray[np.float32], int]:
+    """float32 [T, 7] of the steps between times [T + 1], and how many had to be clipped to [-1, 1]. positions, quaternions and fingers are
+    the measured ones at these times."""
     scale = np.repeat([options.metres_per_unit, options.radians_per_unit], 3)
     units = f"1 = {options.metres_per_unit:g} m or {options.radians_per_unit:g} rad a step"
     seconds = np.diff(times)[:, None] / SECOND
@@ -131,12 +132,16 @@ def actions(
         )
         offset = offset / scale
         say(f"actions: how the target of {command.topic} moves from one frame to the next, {units}")
-    clipped = float(np.mean(np.abs(offset).max(axis=1) > 1 + 1e-6))
-    if clipped:
-        hint = "; raise --metres-per-unit or --radians-per-unit, or teleoperate more slowly" if clipped > MANY_CLIPPED else ""
-        say(f"clipped to [-1, 1]: {clipped:.1%} of an episode's actions{hint}")
+    clipped = int(np.sum(np.abs(offset).max(axis=1) > 1 + 1e-6))
     opening = _gripper(command, gripper, times, fingers, say)
-    return np.concatenate([np.clip(offset, -1.0, 1.0), opening[:, None]], axis=1).astype(np.float32)
+    return np.concatenate([np.clip(offset, -1.0, 1.0), opening[:, None]], axis=1).astype(np.float32), clipped
+
+
+def say_clipped(clipped: int, frames: int, worst: str, say: Callable[[str], None]) -> None:
+    """clipped: of so many frames. worst: the episode that has most of them."""
+    if clipped:
+        hint = "; raise --metres-per-unit or --radians-per-unit, or teleoperate more slowly" if clipped > MANY_CLIPPED * frames else ""
+        say(f"clipped to [-1, 1]: {clipped / frames:.1%} of the actions, most of them in {worst}{hint}")
 
 
 def _gripper(

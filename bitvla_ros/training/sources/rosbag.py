@@ -16,7 +16,7 @@ from ..dataset import Episode
 from . import ConversionError
 from .alignment import SECOND, Floats, Stamps, continued, control_times, interpolate, interpolate_rotation, latest
 from .bag import Bag, pose_of, stamp_of
-from .commands import Command, GripperTopic, actions, read_command, read_gripper
+from .commands import Command, GripperTopic, actions, read_command, read_gripper, say_clipped
 from .pictures import picture_of
 from .transforms import pose_from_tf
 
@@ -77,6 +77,8 @@ class _Streams:
 def read_rosbags(paths: Sequence[Path], options: RosbagOptions, say: Callable[[str], None]) -> Iterator[tuple[str, Episode]]:
     """Where it comes from, and the episode. say: is told every choice. Raises ConversionError."""
     branch = None if options.orientation_branch is None else np.array(options.orientation_branch)
+    clipped = total = 0
+    worst = (0, "")
     for path in paths:
         with Bag(path) as bag:
             streams = _read(bag, options, say)
@@ -89,10 +91,12 @@ def read_rosbags(paths: Sequence[Path], options: RosbagOptions, say: Callable[[s
             for number, (start, end, instruction) in enumerate(_intervals(bag, streams, options)):
                 where = f"{path}, episode {number} ({(start - streams.pose_stamps[0]) / SECOND:.1f} s after the first pose)"
                 try:
-                    episode = _episode(bag, streams, options, (start, end), instruction, branch, say)
+                    episode, beyond = _episode(bag, streams, options, (start, end), instruction, branch, say)
                 except ConversionError as error:
                     raise ConversionError(f"{where}: {error}") from error
+                clipped, total, worst = clipped + beyond, total + len(episode), max(worst, (beyond, where))
                 yield where, episode
+    say_clipped(clipped, total, worst[1], say)
 
 
 def _read(bag: Bag, options: RosbagOptions, say: Callable[[str], None]) -> _Streams:
@@ -206,7 +210,8 @@ def _episode(
     instruction: str,
     branch: Floats,
     say: Callable[[str], None],
-) -> Episode:
+) -> tuple[Episode, int]:
+    """And how many of its actions had to be clipped."""
     if not instruction.strip():
         raise ConversionError("its instruction is empty; give --instruction")
     pictures = [stamps for _, stamps, _ in streams.cameras.values()]
@@ -221,9 +226,9 @@ def _episode(
     frames = times[:-1]
     chosen = {role: latest(f"camera {role}", stamps, frames, gap) for role, (_, stamps, _) in streams.cameras.items()}
     state = np.stack([state_vector(*row) for row in zip(positions[:-1], quaternions[:-1], fingers[:-1], strict=True)])
-    made = actions(streams.command, streams.gripper, times, positions, quaternions, fingers, options, say)
+    made, clipped = actions(streams.command, streams.gripper, times, positions, quaternions, fingers, options, say)
     images = {role: _pictures(bag, *streams.cameras[role][::2], index, options.shorter_side) for role, index in chosen.items()}
-    return Episode(instruction.strip(), images, state.astype(np.float32), made)
+    return Episode(instruction.strip(), images, state.astype(np.float32), made), clipped
 
 
 def _pictures(bag: Bag, topic: str, received: Stamps, index: NDArray[np.intp], shorter_side: int | None) -> NDArray[np.uint8]:
