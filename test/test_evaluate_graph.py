@@ -30,6 +30,7 @@ def without_latency(result: dict) -> dict:
     return {name: value for name, value in result.items() if name not in ("latency_ms", "error")}
 
 
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize("model", ["expert", "random:nano"])
 def test_both_ways_agree_on_every_episode(model: str):
     code, process, _ = evaluate(model, "process")
