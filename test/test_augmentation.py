@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitvla_ros.policy.preprocessing import centre_crop, crop
-from bitvla_ros.training.augmentation import augment, jitter
+from bitvla_ros.policy.preprocessing import centre_crop
+from bitvla_ros.training.augmentation import augment, crop, jitter
 
 NEUTRAL = {"brightness": 0.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.0}
 
@@ -46,7 +46,8 @@ def test_crop_keeps_its_area_wherever_it_lies(row, column):
 
 
 def test_crop_in_the_middle_is_the_policys():
-    assert np.array_equal(crop(picture(), 0.9, 0.5, 0.5), centre_crop(picture(), 0.9))
+    image = picture(size=224)  # noise, the hardest there is
+    assert np.abs(crop(image, 0.9, 0.5, 0.5).astype(int) - centre_crop(image, 0.9)).max() <= 1 + 255 * 2 / 32
 
 
 def test_each_jitter_does_what_it_is_called():

@@ -148,19 +148,13 @@ def resize_lanczos3(image: UInt8Image, size: int) -> UInt8Image:
 
 
 def centre_crop(image: UInt8Image, area: float = CROP_AREA) -> UInt8Image:
-    """Keep the central share `area` and stretch it back to the same size."""
-    return crop(image, area)
+    """Keep the central share `area` and stretch it back to the same size, as tf.image.crop_and_resize does, bit for bit.
 
-
-def crop(image: UInt8Image, area: float, row_place: float = 0.5, column_place: float = 0.5) -> UInt8Image:
-    """Keep the share `area` and stretch it back to the same size, as tf.image.crop_and_resize does, bit for bit.
-
-    row_place, column_place: where the crop lies, from 0 (top, left) to 1 (bottom, right).
     Bilinear without antialiasing, in float32; back to uint8 by TensorFlow's saturating conversion, trunc(v * 255.5).
     """
     height, width = image.shape[:2]
-    row, row_next, row_share = _crop_samples(height, area, row_place)
-    column, column_next, column_share = _crop_samples(width, area, column_place)
+    row, row_next, row_share = _crop_samples(height, area)
+    column, column_next, column_share = _crop_samples(width, area)
     value = image.astype(np.float32)
     value *= np.float32(1 / 255)
     left = value.take(column, axis=1)
@@ -179,10 +173,10 @@ def crop(image: UInt8Image, area: float, row_place: float = 0.5, column_place: f
 
 
 @lru_cache(maxsize=16)
-def _crop_samples(size: int, area: float, place: float) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
+def _crop_samples(size: int, area: float) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
     """Where the crop samples one axis: pixel before, pixel after, share of the latter."""
     side = np.sqrt(np.float32(area))
-    start = (np.float32(1) - side) * np.float32(place)
+    start = (np.float32(1) - side) / np.float32(2)
     last = np.float32(size - 1)
     position = start * last + np.arange(size, dtype=np.float32) * side
     before = np.floor(position)
