@@ -275,6 +275,22 @@ def test_bgr_pictures_become_rgb(tmp_path, capsys, m):
     assert number_of(episode.images["scene"][10]) == number_of(episode.images["wrist"][10]) == 15
 
 
+def test_another_publisher_of_joint_states_does_not_matter(tmp_path, capsys, m):
+    """Arm and gripper often share the topic, each with stamps of its own."""
+    streams = standard(m, 1.0)
+    bag = write_bag(tmp_path / "1", m, streams)
+    arm = [(t + 0.003, m.joints(t - 0.005, ["panda_joint1"], [0.3])) for t, _ in streams["/joint_states"][1:]]
+    streams["/joint_states"] = sorted([*streams["/joint_states"], *arm], key=lambda row: row[0])
+    both = converted(capsys, tmp_path / "both", write_bag(tmp_path / "2", m, streams))
+    np.testing.assert_allclose(both.state, converted(capsys, tmp_path / "one", bag).state, atol=1e-6)
+
+
+def test_topics_of_other_types_that_nobody_asked_for_do_not_matter(tmp_path, capsys, m):
+    streams = standard(m, 1.0)
+    streams["/planner/task"] = streams["/other/end_effector_command"] = [(0.1, m.data("Bool", True))]
+    assert len(converted(capsys, tmp_path / "out", write_bag(tmp_path / "bag", m, streams))) == 20
+
+
 def test_a_folder_of_bags_is_a_bag_an_episode(tmp_path, capsys, m):
     for name in ("a", "b"):
         write_bag(tmp_path / "session" / name, m, standard(m, 1.0))
@@ -418,6 +434,9 @@ def test_other_refusals_say_what_to_do(tmp_path, capsys, m):
     assert "never has finger" in refused(capsys, tmp_path / "out", bag, "--instruction", "x", "--gripper-joints", "finger")
     assert "sensor_msgs/JointState, expected" in refused(capsys, tmp_path / "out", bag, "--instruction", "x", "--command", "joint_states")
     assert "is no rosbag2" in refused(capsys, tmp_path / "out", Path(__file__))
+    moved = standard(m, 1.0)
+    moved["/end_effector_pose"][7] = (0.07, m.pose(0.07, position(0), quaternion(0), "elsewhere"))
+    assert "several frames: base, elsewhere" in refused(capsys, tmp_path / "out", write_bag(tmp_path / "moved", m, moved))
     assert "does not exist" in refused(capsys, tmp_path / "out", tmp_path / "nothing")
     (tmp_path / "cut.mcap").write_bytes(b"\x89MCAP0\r\n123")
     assert "reindex" in refused(capsys, tmp_path / "out", tmp_path / "cut.mcap")

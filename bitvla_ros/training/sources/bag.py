@@ -49,7 +49,7 @@ class Bag:
 
     def find(self, name: str, types: Sequence[str], what: str, *, required: bool = True) -> str:
         """The topic called `name`, or the only one whose name ends with it. types: those it may have, as "sensor_msgs/Image".
-        Empty where there is none that holds messages and it is not required."""
+        Empty where there is no such topic that holds messages, and it is not required."""
         full = "/" + name.lstrip("/")
         names = [topic for topic in self.types if topic == full] or [topic for topic in self.types if topic.endswith(full)]
         names = [topic for topic in names if self._counts[topic]]
@@ -60,6 +60,8 @@ class Bag:
                 raise self.error(f"{what}: no messages of a topic {name}", listing=True)
             return ""
         if self.types[names[0]] not in types:
+            if not required:
+                return ""
             raise self.error(f"{what}: {names[0]} is {self.types[names[0]]}, expected {' or '.join(types)}", listing=True)
         return names[0]
 

@@ -108,6 +108,8 @@ def _read(bag: Bag, options: RosbagOptions, say: Callable[[str], None]) -> _Stre
     else:
         stamps, _, messages = bag.stamped(pose)
         frame, poses = messages[0].header.frame_id, np.stack([pose_of(message.pose) for message in messages])
+        if len(frames := {message.header.frame_id for message in messages}) > 1:
+            raise bag.error(f"{pose} is in several frames: {', '.join(sorted(frames))}; expected one")
     norms = np.linalg.norm(poses[:, 3:], axis=1)
     wrong = np.flatnonzero(~np.isfinite(poses).all(axis=1) | (np.abs(norms - 1) > 1e-2))
     if len(wrong):
@@ -139,23 +141,25 @@ def _cameras(bag: Bag, wanted: Mapping[str, str]) -> dict[str, tuple[str, Stamps
 
 
 def _fingers(bag: Bag, topic: str, options: RosbagOptions) -> tuple[Stamps, Floats]:
+    """Sets the bag's clock, too."""
     names = options.gripper_joints
-    stamps, received, messages = bag.stamped(topic)
-    bag.set_clock(received, stamps)
     rows, times, seen = [], [], set()
-    for stamp, message in zip(stamps, messages, strict=True):
+    for received, message in bag.messages(topic):
         seen |= set(message.name)
         positions = dict(zip(message.name, message.position, strict=False))
-        if all(name in positions for name in names):  # others are another publisher's
+        if all(name in positions for name in names):  # others are another publisher's, with stamps of their own
             rows.append([positions[names[0]], positions[names[-1]]])
-            times.append(stamp)
+            times.append((stamp_of(message), received))
     if not rows:
         raise bag.error(f"{topic} never has {', '.join(names)}; it has {', '.join(sorted(seen))} (--gripper-joints)")
-    fingers = np.array(rows, np.float64) * np.array(options.gripper_scale) + np.array(options.gripper_offset)
+    stamps, received_at = np.array(times, np.int64).T
+    kept = bag.check_stamps(topic, stamps)
+    bag.set_clock(received_at[kept], stamps[kept])
+    fingers = np.array(rows, np.float64)[kept] * np.array(options.gripper_scale) + np.array(options.gripper_offset)
     if not np.isfinite(fingers).all():
         at = int(np.argmin(np.isfinite(fingers).all(axis=1)))
-        raise bag.error(f"{topic}: a finger's position is not finite at stamp {times[at] / SECOND:.3f}")
-    return np.array(times, np.int64), fingers
+        raise bag.error(f"{topic}: a finger's position is not finite at stamp {stamps[kept][at] / SECOND:.3f}")
+    return stamps[kept], fingers
 
 
 def _intervals(bag: Bag, streams: _Streams, options: RosbagOptions) -> Iterator[tuple[int, int, str]]:
