@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent
 EXECUTABLES = ("policy_node", "controller_node", "simulation_node", "bitvla")
 KERNEL = f"{NAME}/ternary/kernel"
 LIBRARY = "libternary.so"
-SHARED = ("launch", "config", "msg", "srv", "action")  # of share/bitvla_ros; the rest serves CMake and colcon
+SHARED = ("launch", "config", "models", "msg", "srv", "action")  # of share/bitvla_ros; the rest serves CMake and colcon
 
 # `ros2 run` and launch files look for executables in lib/bitvla_ros, pip puts console scripts into bin/.
 TRAMPOLINE = '#!/bin/sh\nexec "$(dirname "$(readlink -f "$0")")/../../bin/{name}" "$@"\n'
@@ -116,7 +116,7 @@ class BuildNative(Command):
             self.distribution.data_files.append((str(path.parent.relative_to(stage)), [str(path)]))
 
     def get_source_files(self) -> list[str]:
-        patterns = ("CMakeLists.txt", "package.xml", "cmake/*", "msg/*", "srv/*", "action/*", "launch/*", "config/*", f"{KERNEL}/*")
+        patterns = ("CMakeLists.txt", "package.xml", "cmake/*", "msg/*", "srv/*", "action/*", "launch/*", "config/*", "models/*/*", f"{KERNEL}/*")
         return [str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern) if path.is_file()]
 
     def get_outputs(self) -> list[str]:
