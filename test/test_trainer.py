@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from training import Demonstrations, samples, tiny_model
 
+from bitvla_ros.training.dataset import DatasetError
 from bitvla_ros.training.log import read, smooth
 from bitvla_ros.training.objective import oft_loss
 from bitvla_ros.training.schedule import warmup_cosine
@@ -272,6 +273,15 @@ def test_a_gradient_that_is_not_finite_stops_too(tmp_path):
 
     with pytest.raises(TrainingError, match="the gradient is not finite in step 1"):
         Trainer(tiny_model(), samples(), CONFIG, tmp_path, objective=objective).run()
+
+
+def test_a_picture_that_does_not_decode_is_named_by_workers_too(tmp_path):
+    class Damaged(Demonstrations):
+        def frame(self, index, chunk=1):
+            raise DatasetError(f"frame {index} does not decode")
+
+    with pytest.raises(DatasetError, match=r"^frame \d+ does not decode$"):
+        Trainer(tiny_model(), samples(Damaged()), replace(CONFIG, workers=1), tmp_path).run()
 
 
 def test_a_full_disk_keeps_the_state_before(tmp_path, monkeypatch):

@@ -36,10 +36,6 @@ class Processes:
         """Over all processes."""
         return values
 
-    def any(self, flag: bool) -> bool:
-        """Whether it is true in one of the processes."""
-        return flag
-
     def wait(self) -> None:
         """Until all processes are here."""
 
@@ -73,10 +69,6 @@ class LaunchedProcesses(Processes):
     def mean(self, values: Tensor) -> Tensor:
         reduced: Tensor = self._accelerator.reduce(values, "mean")
         return reduced
-
-    def any(self, flag: bool) -> bool:
-        flags: Tensor = self._accelerator.reduce(torch.tensor([float(flag)], device=self.device), "sum")
-        return bool(flags.item())
 
     def wait(self) -> None:
         self._accelerator.wait_for_everyone()

@@ -29,11 +29,14 @@ def starting_model(
 
     start: `random:nano`, `random:3b`, a checkpoint's directory or a Hugging Face id. statistics, name, control_hz: of the dataset, with
     which the model will be saved. seed: of random weights, also of the heads that a base checkpoint does not have yet.
-    full_precision: what is not to be ternary. Raises CheckpointError, PromptError and ValueError.
+    full_precision: what is not to be ternary. Raises CheckpointError and PromptError.
     """
     if str(start).startswith(RANDOM):
         preset = str(start).removeprefix(RANDOM)
-        model = build(preset, seed=seed)
+        try:
+            model = build(preset, seed=seed)
+        except ValueError as error:
+            raise CheckpointError(str(error)) from error
         tokenizer = tokenizer_of(preset)
         if preset != "nano":
             model.config = with_byte_tokenizer(model.config)

@@ -91,7 +91,7 @@ def load_state(output: Path, settings: Mapping[str, Any], parameters: Mapping[st
         for name, parameter in parameters.items():
             parameter.copy_(tensors[f"weight.{name}"])
             optimizer.state[parameter] = {
-                "step": torch.tensor(float(step)),
+                "step": torch.tensor(float(step), device=parameter.device),
                 **{moment: tensors[f"{moment}.{name}"].to(parameter.device, copy=True) for moment in MOMENTS},
             }
     return step

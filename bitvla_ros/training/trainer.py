@@ -127,6 +127,8 @@ class Trainer:
                     self._save(step)
         progress.close()
         if step < self.config.steps:
+            if self.processes.first:
+                print(f"stopped after step {step}; the same command goes on from there", file=sys.stderr)
             raise KeyboardInterrupt(f"stopped after step {step}")
         seconds = time.monotonic() - began
         samples = (step - first) * self.config.batch_size * self.config.accumulate * self.processes.count
@@ -151,7 +153,7 @@ class Trainer:
             joined = contextlib.nullcontext() if part == config.accumulate - 1 else self.processes.alone(self._wrapped)
             with joined:
                 with self._autocast():
-                    loss, detail = self.objective(self._wrapped, next(batches))
+                    loss, detail = self.objective(self._wrapped, _next(batches))
                 (loss / config.accumulate).backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
             details.append(detail)
@@ -302,6 +304,16 @@ def fast_dtype() -> torch.dtype:
 
 def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager[Any]:
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
+def _next(batches: Iterator[Batch]) -> Batch:
+    """The error of a worker without the worker's traceback, which the loader puts into the message."""
+    try:
+        return next(batches)
+    except (ValueError, OSError) as error:
+        if "Original Traceback" not in str(error):
+            raise
+        raise type(error)(str(error).strip().splitlines()[-1].partition(": ")[2]) from error
 
 
 def _start_worker(worker: int) -> None:
