@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,39 @@ def test_a_recorded_motion_is_found_again(tmp_path, capsys, m, storage):
         np.testing.assert_allclose(episode.actions[i, :3], (position(t + 0.05) - position(t)) / 0.0135, atol=1e-4)
         turn = 0.4 * (np.sin(t + 0.05) - np.sin(t))  # about -z: the hand looks down
         np.testing.assert_allclose(np.abs(episode.actions[i, 3:6]), [0, 0, abs(turn) / 0.07], atol=1e-4)
+
+
+def test_jittered_stamps_are_aligned(tmp_path, capsys, m):
+    """Each stream has a phase and a jitter of its own. Every picture is the newest that is not later; poses are found between samples."""
+    random = np.random.default_rng(4)
+    real: dict[str, np.ndarray] = {}
+
+    def jitter(topic: str, times: np.ndarray) -> np.ndarray:
+        period = times[1] - times[0]
+        real[topic] = times + period * (random.uniform() + random.uniform(-0.4, 0.4, len(times))) + 0.5
+        return real[topic]
+
+    bag = write_bag(tmp_path / "bag", m, standard(m, jitter=jitter))
+    episode = converted(capsys, tmp_path / "out", bag)
+    begin = max(times[0] for times in real.values())
+    assert len(episode) == int((min(times[-1] for times in real.values()) - begin) * 20)
+    for i in range(len(episode)):
+        t = begin + i / 20
+        for role, topic in (("scene", "/camera/scene/image_raw"), ("wrist", "/camera/wrist/image_raw/compressed")):
+            assert number_of(episode.images[role][i]) == np.flatnonzero(real[topic] <= t + 1e-9)[-1]
+        np.testing.assert_allclose(episode.state[i, :3], position(t), atol=1e-5)
+        np.testing.assert_allclose(episode.state[i, 3:6], quaternion_to_axis_angle(quaternion(t)), atol=1e-4)
+
+
+def test_a_bag_without_definitions_is_read_with_the_known_ones(tmp_path, capsys, m):
+    """As Humble's sqlite3 recordings are."""
+    streams = standard(m, 1.0)
+    streams["/end_effector_command"] = [(0.0, m.command(0.0, [0.5, 0, 0, 0, 0, 0], -1.0))]
+    bag = write_bag(tmp_path / "bag", m, streams, "sqlite3")
+    with sqlite3.connect(next(bag.glob("*.db3"))) as database:
+        assert database.execute("DELETE FROM message_definitions").rowcount > 0
+    episode = converted(capsys, tmp_path / "out", bag)
+    np.testing.assert_allclose(episode.actions[0], [0.5, 0, 0, 0, 0, 0, 1])
 
 
 def test_rotation_is_about_the_axes_of_the_frame(tmp_path, capsys, m):
