@@ -70,6 +70,7 @@ class Samples(data.Dataset[Sample]):
         self.dataset, self.recipe, self.statistics, self.chunk = dataset, recipe, statistics, chunk
         self.seed, self.augment = seed, augment
         self.cameras = tuple(dataset.cameras)
+        self._prepare = replace(recipe, crop_area=None, output_size=None).pixels  # all that comes before the crop
         self.episodes = tuple(episodes)
         starts = np.concatenate([[0], np.cumsum(dataset.lengths)])
         self._frames = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in self.episodes])
@@ -105,11 +106,9 @@ class Samples(data.Dataset[Sample]):
         )
 
     def _pixels(self, image: NDArray[np.uint8], random: np.random.Generator | None) -> NDArray[np.uint8]:
-        recipe = self.recipe
         if random is None:
-            return recipe.pixels(image)
-        prepared = replace(recipe, crop_area=None, output_size=None).pixels(image)
-        return resize_bicubic(augment(prepared, random, recipe.crop_area), recipe.shape)
+            return self.recipe.pixels(image)
+        return resize_bicubic(augment(self._prepare(image), random, self.recipe.crop_area), self.recipe.shape)
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         lengths = [len(sample.input_ids) for sample in samples]
