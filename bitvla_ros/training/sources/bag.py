@@ -100,7 +100,7 @@ class Bag:
             for _, received, data in self._reader.messages(connections, start, stop):
                 yield received, decode(data, kind)
                 count += 1
-        except (ReaderError, SerdeError, OSError, KeyError, IndexError, ValueError, struct.error) as error:
+        except (ReaderError, SerdeError, OSError, LookupError, ValueError, AssertionError, struct.error) as error:
             if isinstance(error, ConversionError):
                 raise
             raise self.error(f"{topic}, message {count}: it does not decode ({error or type(error).__name__})") from error
@@ -139,7 +139,7 @@ class Bag:
         def decode(data: bytes, kind: str) -> Any:
             try:
                 return store.deserialize_cdr(data, kind)
-            except SerdeError:
+            except (SerdeError, AssertionError):  # 0.11.0 asserts
                 # What rclpy and rclcpp serialise by themselves, as rosbag2's writers do, may end with unused bytes.
                 definition = store.get_msgdef(kind)
                 read = definition.deserialize_cdr_le if data[1] else definition.deserialize_cdr_be
