@@ -63,7 +63,7 @@ NANO_TOKENS: list[str] = [*BYTE_TOKENS, *_PHRASES, *(_byte_characters()[ord(" ")
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
     """A tokenizer that needs no download: ids 0-255 are bytes, the special tokens follow in the order of the released models."""
-    return _tokenizer(BYTE_TOKENS, phrases=[])
+    return _tokenizer(BYTE_TOKENS[:256], phrases=[])
 
 
 def nano_tokenizer() -> PreTrainedTokenizerFast:
@@ -79,13 +79,13 @@ def tokenizer_of(preset: str) -> PreTrainedTokenizerFast:
     return nano_tokenizer() if preset == "nano" else byte_tokenizer()
 
 
-def _tokenizer(tokens: list[str], phrases: list[str]) -> PreTrainedTokenizerFast:
-    """tokens: the vocabulary, bytes first; those that begin with a space are words. phrases: of them, found before words are."""
+def _tokenizer(vocabulary: list[str], phrases: list[str]) -> PreTrainedTokenizerFast:
+    """vocabulary: by their ids; special tokens that it lacks come behind it. phrases: of it, looked for before words are."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     # A word of the vocabulary is taken whole (ignore_merges), others fall into bytes, as no merges lead anywhere.
-    tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=[], ignore_merges=True))
+    tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(vocabulary)}, merges=[], ignore_merges=True))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in _SPECIAL])
