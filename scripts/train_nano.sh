@@ -13,10 +13,9 @@ bitvla() { .venv/bin/bitvla "$@"; }
 each() { printf -- "--suite %s " "${suites[@]}"; }
 mkdir -p "$out"
 
-# 256 px is what simulation and evaluation render: the policy shrinks both alike. Noise shows how to come back to the path.
+# Noise shows how to come back to the path.
 # shellcheck disable=SC2046  # an option a suite
-bitvla record $(each) --episodes "${EPISODES:-800}" --noise 0.3 --image-size 256 --workers 2 \
-  --output "$out/demonstrations"
+bitvla record $(each) --episodes "${EPISODES:-800}" --noise 0.3 --workers 2 --output "$out/demonstrations"
 
 # docs/learning.md says how fast this is, and why nano has the sizes it has.
 bitvla train random:nano --dataset "$out/demonstrations" --output "$out/run" \
