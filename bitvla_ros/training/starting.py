@@ -19,7 +19,6 @@ from .precision import in_precision
 
 RANDOM = "random:"
 STATE_DIM = 8
-FULL_PRECISION = ("vision", "language", "all")
 
 
 def starting_model(
