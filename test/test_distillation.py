@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -205,3 +206,11 @@ def test_a_teacher_that_cannot_teach_is_refused(teacher, tmp_path):
     with pytest.raises(DistillationError, match="bitvla train"):
         distill(tmp_path)
     assert not (tmp_path / "student").exists()
+
+
+def test_recomputed_layers_give_the_same_steps(teacher, tmp_path):
+    """The hidden states are recorded once, not again when gradient checkpointing computes layers for the backward pass."""
+    (tmp_path / "again").mkdir()
+    shutil.copytree(tmp_path / "teacher", tmp_path / "again" / "teacher")
+    plain, recomputed = distill(tmp_path), distill(tmp_path / "again", "--gradient-checkpointing")
+    assert {name: plain[name] for name in ("loss", "task", "hidden")} == {name: recomputed[name] for name in ("loss", "task", "hidden")}

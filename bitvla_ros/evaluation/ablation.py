@@ -44,6 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    from ..training.finetuning import prepare_threads
+
+    prepare_threads(None)
+
     from ..training.ablation import ARMS, Recipe, student_steps
 
     if min(arguments.steps - 1, arguments.seeds, arguments.episodes, arguments.batch_size) < 1:
@@ -105,7 +109,7 @@ def _run(arm: Arm, recipe: Recipe, seed: int, folder: Path, suites: tuple[str, .
             suite,
             trials(suite, number_of_tasks(suite), arguments.episodes, arguments.seed),
             workers=arguments.workers,
-            image_size=recipe.image_size,
+            image_size=recipe.render_size,
         )
         episodes[suite] = [{"task": a.task, "seed": a.seed, "success": a.success, "steps": a.steps} for a in attempts]
     return {

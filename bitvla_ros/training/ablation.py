@@ -83,9 +83,9 @@ class Recipe:
         return list(self.data.source.get("suites", ()))
 
     @property
-    def image_size(self) -> int:
-        """Edge of the dataset's pictures, pixels."""
-        return self.data.cameras["scene"][0]
+    def render_size(self) -> int:
+        """Edge of the pictures as they were rendered, pixels; by what the dataset says, else as they are kept."""
+        return int(self.data.source.get("render_size", self.data.cameras["scene"][0]))
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def _train(arm: Arm, model: BitVLA, tokenizer: Any, recipe: Recipe, seed: int, o
         learning_rate=recipe.learning_rate,
         warmup=steps // 20,
         dtype=fast_dtype(),
-        validate_every=max(1, steps // 10),
+        validate_every=max(500, steps // 10),
     )
     objective = {} if teacher is None else {"objective": Distillation(teacher.vision, model.vision, arm.gamma or 0.0)}
     train_on(recipe.data, model, tokenizer, config, output, seed=seed, settings={"arm": arm.name, "start": recipe.start}, **objective)
