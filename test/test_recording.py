@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from bitvla_ros import cli
 from bitvla_ros.policy.normalization import Bounds, to_command, unnormalise_actions
+from bitvla_ros.policy.preprocessing import ImageRecipe
 from bitvla_ros.simulation import FIRST_TRAINING_SEED, TABLETOP_SUITES, make
 from bitvla_ros.simulation.expert import make_expert
 from bitvla_ros.training import recording
@@ -32,7 +33,8 @@ SUITE = "tabletop_object"
 
 def command(output: Path, *more: str, episodes: int = 2, suites: tuple[str, ...] = (SUITE,)) -> list[str]:
     chosen = [word for suite in suites for word in ("--suite", suite)]
-    return ["record", *chosen, "--episodes", str(episodes), "--image-size", str(SIZE), "--output", str(output), "--json", *more]
+    sizes = ["--image-size", str(SIZE), "--render-size", str(SIZE)]
+    return ["record", *chosen, "--episodes", str(episodes), *sizes, "--output", str(output), "--json", *more]
 
 
 def contents(path: Path) -> dict[str, bytes]:
@@ -56,7 +58,7 @@ def test_the_record_says_what_was_recorded(recorded: Path, capsys: pytest.Captur
     assert result["by_task"] == dict.fromkeys(make(SUITE, cameras=()).tasks[:4], 1)
     assert dataset.name == SUITE and dataset.fps == 20.0
     assert dataset.cameras == {"scene": (SIZE, SIZE), "wrist": (SIZE, SIZE)}
-    assert dataset.source == {"policy": "expert", "suites": [SUITE], "noise": 0.2, "seed": 0}
+    assert dataset.source == {"policy": "expert", "suites": [SUITE], "noise": 0.2, "seed": 0, "render_size": SIZE}
     assert {dataset.episode(i).seed for i in range(4)} == {FIRST_TRAINING_SEED}
 
 
@@ -100,6 +102,16 @@ def test_the_label_is_what_the_expert_means_in_a_state_that_noise_has_led_to() -
     assert clean is not None and not np.array_equal(clean.state[10], episode.state[10])
 
 
+def test_pictures_are_what_a_policy_makes_of_the_same_scene() -> None:
+    environment = make(SUITE, cameras=("scene",))
+    recipe = ImageRecipe(image_size=SIZE, crop_area=None)
+    kept = play(environment, make_expert(SUITE, horizon=1), 0, FIRST_TRAINING_SEED, np.zeros((environment.step_limit, 3), np.float32), SIZE)
+    assert kept is not None
+    live = environment.reset(0, FIRST_TRAINING_SEED).images["scene"]
+    assert live.shape == (256, 256, 3)
+    np.testing.assert_array_equal(recipe.pixels(live), kept.images["scene"][0])
+
+
 def test_what_takes_too_long_is_no_demonstration(monkeypatch: pytest.MonkeyPatch) -> None:
     environment = make(SUITE, cameras=())
     environment.step_limit = 20
@@ -109,12 +121,12 @@ def test_what_takes_too_long_is_no_demonstration(monkeypatch: pytest.MonkeyPatch
 def test_a_failure_is_replaced_by_another_seed_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tried = []
 
-    def first_fails(environment, expert, task, seed, noise):
+    def first_fails(environment, expert, task, seed, noise, size):
         tried.append((task, seed))
         return play(environment, expert, task, seed, noise) if len(tried) > 1 else None
 
     monkeypatch.setattr(recording, "play", first_fails)
-    recipe = Recipe((SUITE,), SIZE)
+    recipe = Recipe((SUITE,), SIZE, render_size=SIZE)
     writer = DatasetWriter(tmp_path / "d", 20, dict.fromkeys(recording.CAMERAS, (SIZE, SIZE)), name="d")
     assert [failures for _, failures in record(recipe, 1, writer)] == [1]
     assert [task for task, _ in tried] == [0, 0] and tried[0][1] != tried[1][1] == writer.episodes[0][1]
@@ -196,12 +208,13 @@ def test_suites_share_a_dataset_and_more_episodes_extend_it(tmp_path: Path, caps
 
 def test_a_folder_recorded_otherwise_is_refused(recorded: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = contents(recorded)
-    for more in (["--noise", "0.1"], ["--seed", "5"], ["--image-size", "24"]):
+    for more in (["--noise", "0.1"], ["--seed", "5"], ["--image-size", "24"], ["--render-size", "24"]):
         assert cli.main(command(recorded, *more, episodes=5)) == 2
         assert "was begun with" in json.loads(capsys.readouterr().out)["error"]
-    writer = DatasetWriter(recorded, 20, dict.fromkeys(recording.CAMERAS, (SIZE, SIZE)), name=SUITE, source=Recipe((SUITE,)).source())
+    source = Recipe((SUITE,), render_size=SIZE).source()
+    writer = DatasetWriter(recorded, 20, dict.fromkeys(recording.CAMERAS, (SIZE, SIZE)), name=SUITE, source=source)
     with pytest.raises(DatasetError, match="episode 0 is 'pick up the red block and place it in the basket' from seed 1000000"):
-        list(record(Recipe((SUITE,), SIZE, first=7), 5, writer))
+        list(record(Recipe((SUITE,), SIZE, first=7, render_size=SIZE), 5, writer))
     assert contents(recorded) == before
 
 

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from ..policy.normalization import GRIPPER
 from ..policy.observation import Observation, Privileged, state_vector
 from ..policy.policy import Policy
+from ..policy.preprocessing import resize_lanczos3
 from ..simulation import FIRST_TRAINING_SEED, LIBERO_SUITES, SUITES, Environment, make
 from .dataset import DatasetError, DatasetWriter, Episode
 
@@ -47,15 +48,17 @@ class RecordingError(RuntimeError):
 @dataclass(frozen=True)
 class Recipe:
     """What is recorded. noise: standard deviation that is added to each translation offset as executed, in units of full scale.
-    first: number of the first seed, counted from FIRST_TRAINING_SEED."""
+    first: number of the first seed, counted from FIRST_TRAINING_SEED. render_size, image_size: pixels a side, as rendered and as kept:
+    a picture that is rendered small looks different from one that a policy shrinks."""
 
     suites: tuple[str, ...]
     image_size: int = 112
     noise: float = 0.2
     first: int = 0
+    render_size: int = 256
 
     def source(self) -> dict[str, Any]:
-        return {"policy": "expert", "suites": list(self.suites), "noise": self.noise, "seed": self.first}
+        return {"policy": "expert", "suites": list(self.suites), "noise": self.noise, "seed": self.first, "render_size": self.render_size}
 
 
 @dataclass(frozen=True)
@@ -86,10 +89,13 @@ def to_dataset(action: NDArray[np.float32]) -> NDArray[np.float32]:
     return converted
 
 
-def play(environment: Environment, expert: Policy, task: int, seed: int, noise: NDArray[np.float32]) -> Episode | None:
+def play(
+    environment: Environment, expert: Policy, task: int, seed: int, noise: NDArray[np.float32], image_size: int | None = None
+) -> Episode | None:
     """One episode, or None where the expert does not reach the goal within the step limit.
 
-    expert: of horizon 1. noise: float32 [step_limit, 3], added to the translation that is executed."""
+    expert: of horizon 1. noise: float32 [step_limit, 3], added to the translation that is executed. image_size: of the pictures that
+    are kept, shrunk as a policy shrinks what it sees (None: as they are rendered)."""
     expert.reset()
     words, step = environment.tasks[task], expert.spec.step_duration
     images: dict[str, list[NDArray[np.uint8]]] = {role: [] for role in environment.cameras}
@@ -101,7 +107,8 @@ def play(environment: Environment, expert: Policy, task: int, seed: int, noise: 
         truth = Privileged(snapshot.object_poses, snapshot.success)
         meant = expert.infer(Observation({}, state, words, stamps, 1, truth)).actions[0]
         for role, pictures in images.items():
-            pictures.append(snapshot.images[role])
+            picture = snapshot.images[role]
+            pictures.append(picture if image_size is None else resize_lanczos3(picture, image_size))
         states.append(state)
         actions.append(meant)
         executed = meant.copy()
@@ -115,12 +122,12 @@ def play(environment: Environment, expert: Policy, task: int, seed: int, noise: 
 
 def record_slot(recipe: Recipe, slot: Slot) -> tuple[Episode, int]:
     """The episode of a slot, and the attempts that failed before it. It depends on the arguments alone. Raises RecordingError."""
-    environment, expert = _stage(slot.suite, recipe.image_size)
+    environment, expert = _stage(slot.suite, recipe.render_size)
     for attempt in range(ATTEMPTS):
         seed = slot.seed(recipe, attempt)
         rng = np.random.default_rng([SUITES.index(slot.suite), slot.task, recipe.first + slot.number, attempt])
         noise = rng.normal(0.0, recipe.noise, (environment.step_limit, 3)).astype(np.float32)
-        episode = play(environment, expert, slot.task, seed, noise)
+        episode = play(environment, expert, slot.task, seed, noise, recipe.image_size)
         if episode is not None:
             return episode, attempt
     raise RecordingError(
@@ -176,10 +183,10 @@ def _end_with_parent() -> None:
 
 
 @cache
-def _stage(suite: str, image_size: int) -> tuple[Environment, Policy]:
+def _stage(suite: str, render_size: int) -> tuple[Environment, Policy]:
     from ..simulation.expert import make_expert
 
-    return make(suite, cameras=CAMERAS, image_size=image_size), make_expert(suite, horizon=1)
+    return make(suite, cameras=CAMERAS, image_size=render_size), make_expert(suite, horizon=1)
 
 
 def _known_tasks(suite: str, tasks: Sequence[str]) -> list[int]:
@@ -194,7 +201,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--suite", action="append", required=True, choices=SUITES, help="may be given several times")
     parser.add_argument("--episodes", type=_positive, required=True, help="successful demonstrations of each suite; its tasks take turns")
     parser.add_argument("--output", required=True, help="folder of the dataset, new or to be continued")
-    parser.add_argument("--image-size", type=_positive, default=112, help="edge of the pictures in pixels (default: %(default)s)")
+    parser.add_argument("--image-size", type=_positive, default=112, help="pixels to which pictures are shrunk (default: %(default)s)")
+    parser.add_argument(
+        "--render-size", type=_positive, default=256, help="pixels with which they are rendered (default: %(default)s)"
+    )
     parser.add_argument(
         "--noise",
         type=_noise,
@@ -213,7 +223,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     suites = tuple(dict.fromkeys(arguments.suite))
-    recipe = Recipe(suites, arguments.image_size, arguments.noise, arguments.seed)
+    recipe = Recipe(suites, arguments.image_size, arguments.noise, arguments.seed, arguments.render_size)
     output = Path(arguments.output).expanduser()
     writer = DatasetWriter(
         output,
