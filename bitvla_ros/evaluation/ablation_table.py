@@ -87,13 +87,14 @@ def markdown(result: Mapping[str, Any]) -> str:
 
 def notes(result: Mapping[str, Any]) -> list[str]:
     first = result["arms"][0]
-    seeds = "1 training seed" if first["training_seeds"] == 1 else f"{first['training_seeds']} training seeds"
     return [
-        f"{first['episodes']} episodes a row: {result['episodes']} a suite ({', '.join(result['suites'])}) and {seeds}, the same initial "
-        "states in every row. Brackets: 95 % intervals, Wilson's of the rate, Newcombe's of the paired difference in points.",
-        f"Every row has {result['steps']} optimizer steps of {result['batch_size']} samples behind it. The two rows of a vision tower that "
-        f"starts from a teacher's share a teacher of {result['teacher_steps']} steps and train for {result['student_steps']} more. "
-        "Action error: mean absolute error of normalised actions on held-out episodes.",
+        f"Every row: {_plural(first['episodes'], 'episode')}, {result['episodes']} a suite ({', '.join(result['suites'])}) for each of "
+        f"{_plural(first['training_seeds'], 'training seed')}, with the same initial states in every row. Brackets: 95 % intervals, Wilson's "
+        "of a rate, Newcombe's of a paired difference, in points. Action error: mean absolute error of normalised actions, held-out episodes.",
+        f"Every row has {_plural(result['steps'], 'optimizer step')} of {_plural(result['batch_size'], 'sample')} behind it. The rows of a "
+        "ternary vision tower by plain training and by quantize-then-distill have a ternary language model too; they share a teacher, "
+        f"ternary in its language model alone, of {_plural(result['teacher_steps'], 'step')}, and train the vision tower alone for "
+        f"{_plural(result['student_steps'], 'step')} more.",
     ]
 
 
@@ -126,3 +127,7 @@ def _percent(fraction: float) -> str:
 
 def _span(interval: Sequence[float], form: str = ".1f") -> str:
     return ", ".join(format(100 * end, form) for end in interval)
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")

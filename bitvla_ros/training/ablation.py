@@ -48,13 +48,13 @@ class Arm:
 
 ARMS = (
     Arm("full", "full precision", False, False),
-    Arm("language", "ternary language model only", False, True),
-    Arm("ternary", "ternary everything: quantization-aware training", True, True),
-    Arm("plain", "ternary vision from a teacher: plain training", True, True, "teacher", 0.0),
-    Arm("distilled", "ternary vision from a teacher: quantize-then-distill", True, True, "teacher", GAMMA),
-    Arm("rounded", "full precision, rounded to ternary after training", True, True, "full"),
+    Arm("language", "ternary language only", False, True),
+    Arm("ternary", "ternary everything, from the start", True, True),
+    Arm("plain", "ternary vision, plain training", True, True, "teacher", 0.0),
+    Arm("distilled", "ternary vision, quantize-then-distill", True, True, "teacher", GAMMA),
+    Arm("rounded", "rounded after training", True, True, "full"),
 )
-TEACHER = Arm("teacher", "teacher: ternary language model only, fewer steps", False, True)
+TEACHER = Arm("teacher", "teacher: ternary language only, fewer steps", False, True)
 
 
 @dataclass(frozen=True)
