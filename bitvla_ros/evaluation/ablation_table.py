@@ -89,8 +89,9 @@ def notes(result: Mapping[str, Any]) -> list[str]:
     first = result["arms"][0]
     return [
         f"Every row: {_plural(first['episodes'], 'episode')}, {result['episodes']} a suite ({', '.join(result['suites'])}) for each of "
-        f"{_plural(first['training_seeds'], 'training seed')}, with the same initial states in every row. Brackets: 95 % intervals, Wilson's "
-        "of a rate, Newcombe's of a paired difference, in points. Action error: mean absolute error of normalised actions, held-out episodes.",
+        f"{_plural(first['training_seeds'], 'training seed')}, with the same initial states in every row. Brackets: 95 % intervals, "
+        "Wilson's of a rate, Newcombe's of a paired difference, in points. Action error: mean absolute error of normalised actions, of "
+        "held-out episodes.",
         f"Every row has {_plural(result['steps'], 'optimizer step')} of {_plural(result['batch_size'], 'sample')} behind it. The rows of a "
         "ternary vision tower by plain training and by quantize-then-distill have a ternary language model too; they share a teacher, "
         f"ternary in its language model alone, of {_plural(result['teacher_steps'], 'step')}, and train the vision tower alone for "
