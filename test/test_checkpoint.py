@@ -154,6 +154,7 @@ def bad_statistics(folder: Path, **changes: object) -> None:
         (lambda c: edit(c / "config.json", text_config=TEXT | {"hidden_size": "big"}), "does not describe a BitVLA"),
         (lambda c: edit(c / "config.json", text_config=TEXT | {"num_key_value_heads": 3}), "not a multiple of 3"),
         (lambda c: edit(c / "config.json", vision_config=VISION | {"vit_weight_bits": 4}), r"\(4, 8\): expected \(1, 8\)"),
+        (lambda c: edit(c / "config.json", text_config=TEXT | {"weight_bits": 4}), r"\(4, 8\): expected neither, or \(32, 32\)"),
         (lambda c: edit(c / "config.json", vision_feature_layer=-2), "vision_feature_layer is -2"),
         (lambda c: edit(c / "config.json", attention="sideways"), "choose one of bidirectional, causal"),
         (lambda c: edit(c / "config.json", text_config=TEXT | {"hidden_size": 28}), "by config.json it must be"),
