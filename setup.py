@@ -116,7 +116,8 @@ class BuildNative(Command):
             self.distribution.data_files.append((str(path.parent.relative_to(stage)), [str(path)]))
 
     def get_source_files(self) -> list[str]:
-        patterns = ("CMakeLists.txt", "package.xml", "cmake/*", "msg/*", "srv/*", "action/*", "launch/*", "config/*", "models/*/*", f"{KERNEL}/*")
+        folders = ("cmake/*", "msg/*", "srv/*", "action/*", "launch/*", "config/*", "models/*/*", f"{KERNEL}/*")
+        patterns = ("CMakeLists.txt", "package.xml", *folders)
         return [str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern) if path.is_file()]
 
     def get_outputs(self) -> list[str]:

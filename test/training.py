@@ -29,7 +29,7 @@ class Demonstrations:
     tasks = ("push", "pull it")
 
     def __init__(self, lengths: Sequence[int] = (5, 7, 6, 4), seed: int = 0) -> None:
-        self.cameras = {role: (SIZE, SIZE) for role in CAMERAS}
+        self.cameras = dict.fromkeys(CAMERAS, (SIZE, SIZE))
         self.lengths = tuple(lengths)
         random = np.random.default_rng(seed)
         count = sum(lengths)
