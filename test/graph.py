@@ -97,7 +97,7 @@ class TestGraph(Graph):
 
     def _client(self, name: str, make: Callable[[], Any], is_ready: str, seconds: float) -> Any:
         """The client of this name, kept between calls, when its server is there."""
-        client = self._clients.setdefault(name, None) or make()
+        client = self._clients.pop(name, None) or make()  # kept again once it is known to work
         renewed = time.monotonic()
 
         def ready() -> bool:
