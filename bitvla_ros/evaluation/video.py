@@ -231,7 +231,7 @@ def _numbers(draw: ImageDraw.ImageDraw, caption: Caption, moment: Moment) -> Non
     y += 26
     for label, value in (("chunk age", moment.chunk_age), ("latency", moment.latency)):
         draw.text((x, y), label, MUTED, _font(15), anchor="lm")
-        draw.text((far, y), "–" if value is None else f"{1e3 * value:.0f} ms", TEXT, _font(16), anchor="rm")
+        draw.text((far, y), "-" if value is None else f"{1e3 * value:.0f} ms", TEXT, _font(16), anchor="rm")
         y += 22
     draw.text((x, y + 3), "gripper", MUTED, _font(15), anchor="lm")
     opening = (1.0 - float(np.clip(moment.gripper, -1.0, 1.0))) / 2.0
