@@ -86,7 +86,13 @@ def test_prompts_of_other_lengths_are_padded_on_the_right():
     assert batch.prompt_lengths.tolist() == [14, 17]
     assert batch.input_ids[0, 14:].tolist() == [0, 0, 0]
     assert bytes(batch.input_ids[1, 10:].tolist()) == b"pull it"
-    assert every.collate([every[0], every[2]]).prompt_lengths is None, "nothing is masked where nothing is padded"
+    assert every.collate([every[0], every[2]]).input_ids.shape == batch.input_ids.shape, "every batch has one shape"
+
+
+def test_nothing_is_masked_where_all_prompts_have_one_length():
+    dataset = Demonstrations()
+    dataset.tasks = tuple(f"task {i}" for i in range(len(dataset.tasks)))
+    assert samples(dataset).collate([samples(dataset)[0]]).prompt_lengths is None
 
 
 numbers = st.floats(-1, 1, width=32)

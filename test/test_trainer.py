@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -64,6 +65,17 @@ def test_a_tiny_dataset_is_learned(tmp_path):
     assert [int(row["step"]) for row in rows] == list(range(1, 101))
     assert result["validation_l1"] == pytest.approx(validate(trainer.model, every)["l1"], abs=1e-5)
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_layers_compute_the_same(tmp_path):
+    results = {}
+    for compiled in (False, True):
+        config = replace(CONFIG, steps=2, compile=compiled, validate_every=2)
+        run = tmp_path / str(compiled)
+        results[compiled] = Trainer(tiny_model(None), samples(), config, run, validation=samples(seed=None, augment=False)).run()
+    for name in ("loss", "validation_l1"):
+        assert results[True][name] == pytest.approx(results[False][name], abs=1e-4)
 
 
 def test_validation_tells_each_kind_of_number_apart():

@@ -139,8 +139,7 @@ class BitVLA(nn.Module):
         images = self.connector(self.vision(inputs.pixel_values.flatten(0, 1))).flatten(0, 1)
         states = [] if self.proprio_projector is None else [self.proprio_projector(inputs.proprio)]
         embeddings = F.embedding(inputs.source, torch.cat([zeros, images, *states, inputs.words]))
-        hidden = self.language(embeddings, self.attention_mask(inputs.padding, embeddings.shape[1]))
-        action_hidden = hidden.gather(1, inputs.read[..., None].expand(-1, -1, hidden.shape[-1]))
+        action_hidden = self.language(embeddings, self.attention_mask(inputs.padding, embeddings.shape[1]), inputs.read)
         assert self.action_head is not None
         return Prediction(action_hidden, self.action_head(action_hidden.unflatten(1, (self.config.chunk, -1)).flatten(2)))
 

@@ -12,10 +12,10 @@ from .config import LanguageConfig
 
 
 class LanguageModel(nn.Module):
-    """embeddings: [B, S, hidden_size] -> hidden states [B, S, hidden_size], after the final norm.
+    """embeddings: [B, S, hidden_size] -> hidden states [B, R, hidden_size] of the positions in `read`, after the final norm.
 
     mask: bool, broadcastable to [B, 1, S, S], True where a query (row) sees a key (column); None where every token sees every
-    token. `embed_tokens` may be stored in a narrower dtype than the rest: only the few rows that are read are converted.
+    token. read: int64 [B, R]; the last layer's MLP, whose output no other position sees, is computed for these alone. `embed_tokens` may be stored in a narrower dtype than the rest: only the few rows that are read are converted.
     """
 
     def __init__(self, config: LanguageConfig, activation_bits: int | None) -> None:
@@ -25,11 +25,11 @@ class LanguageModel(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(config, activation_bits) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, embeddings: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, embeddings: Tensor, mask: Tensor | None, read: Tensor) -> Tensor:
         x = embeddings
         rotary = rotary_table(x.shape[1], self.config.head_dim, self.config.rope_theta, x.dtype, x.device)
-        for layer in self.layers:
-            x = layer(x, rotary, mask)
+        for i, layer in enumerate(self.layers, 1):
+            x = layer(x, rotary, mask, read if i == len(self.layers) else None)
         return self.norm(x)
 
 
@@ -41,8 +41,10 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config, activation_bits)
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None, read: Tensor | None = None) -> Tensor:
         x = self.self_attn(x, self.input_layernorm, rotary, mask)
+        if read is not None:
+            x = x.gather(1, read[..., None].expand(-1, -1, x.shape[-1]))
         return self.mlp(x, self.post_attention_layernorm)
 
 

@@ -76,6 +76,8 @@ class Samples(data.Dataset[Sample]):
         self._frames = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in self.episodes])
         self._starts = starts
         self._input_ids = {task: prompt(task) for task in dataset.tasks}
+        lengths = {len(ids) for ids in self._input_ids.values()}
+        self._longest, self._padded = max(lengths), len(lengths) > 1
 
     def __len__(self) -> int:
         """Frames, hence samples of an epoch."""
@@ -111,8 +113,9 @@ class Samples(data.Dataset[Sample]):
         return resize_bicubic(augment(self._prepare(image), random, self.recipe.crop_area), self.recipe.shape)
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
+        """All batches have one shape, that of the longest prompt: what is compiled once serves all of them."""
         lengths = [len(sample.input_ids) for sample in samples]
-        input_ids = np.zeros((len(samples), max(lengths)), np.int64)
+        input_ids = np.zeros((len(samples), self._longest), np.int64)
         for row, sample in zip(input_ids, samples, strict=True):
             row[: len(sample.input_ids)] = sample.input_ids
         recipe = self.recipe
@@ -123,7 +126,7 @@ class Samples(data.Dataset[Sample]):
         return Batch(
             pixel_values=torch.from_numpy(np.ascontiguousarray(images)),
             input_ids=torch.from_numpy(input_ids),
-            prompt_lengths=None if len(set(lengths)) == 1 else torch.tensor(lengths),
+            prompt_lengths=torch.tensor(lengths) if self._padded else None,
             proprio=torch.from_numpy(np.stack(states)) if states else None,
             actions=torch.from_numpy(np.stack([sample.actions for sample in samples])),
         )

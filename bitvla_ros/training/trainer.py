@@ -43,7 +43,8 @@ class TrainingConfig:
     learning_rate: at its highest, after `warmup` steps; vision_learning_rate: of the vision tower (None: the same). clip: longest
     gradient (None: any). dtype: of matrix products, float32 or, by autocast, bfloat16; weights and moments are float32. direct_bf16:
     weights and moments in bfloat16 too, as in the reference, whose small steps get lost in rounding. checkpointing: compute layers
-    again in the backward pass instead of keeping what they computed. workers: processes that prepare samples ahead; 0: this one.
+    again in the backward pass instead of keeping what they computed. compile: fuse what layers do between products, with torch.compile,
+    which takes a minute first and rounds in other places. workers: processes that prepare samples ahead; 0: this one.
     """
 
     steps: int
@@ -57,6 +58,7 @@ class TrainingConfig:
     dtype: torch.dtype = torch.float32
     direct_bf16: bool = False
     checkpointing: bool = False
+    compile: bool = False
     workers: int = 1
     save_every: int = 1000
     validate_every: int = 500
@@ -95,6 +97,8 @@ class Trainer:
         self.model = model.to(self.processes.device, torch.bfloat16 if config.direct_bf16 else torch.float32).train()
         if config.checkpointing:
             recompute_layers(model)
+        if config.compile:
+            compile_layers(model)
         self.parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         vision = [parameter for name, parameter in self.parameters.items() if name.startswith("vision.")]
         rest = [parameter for name, parameter in self.parameters.items() if not name.startswith("vision.")]
@@ -228,7 +232,7 @@ class Trainer:
     def _validate(self) -> dict[str, float]:
         errors: dict[str, float] = {}
         if self.validation is not None and self.processes.first:
-            with self._autocast():
+            with self._autocast(), torch.compiler.set_stance("force_eager"):
                 errors = validate(self.model, self.validation)
             self.model.train()
         self.processes.wait()
@@ -290,6 +294,12 @@ def recompute_layers(model: BitVLA) -> None:
     """Gradient checkpointing: keep the inputs of the towers' layers alone, and compute the rest again when gradients need it."""
     for layer in (*model.vision.layers, *model.language.layers):
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+
+
+def compile_layers(model: BitVLA) -> None:
+    """torch.compile for each layer of the towers; one compilation serves all layers of a kind."""
+    for layer in (*model.vision.layers, *model.language.layers):
+        layer.forward = torch.compile(layer.forward, dynamic=False)
 
 
 def fast_dtype() -> torch.dtype:
