@@ -16,7 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitvla_ros import cli
+from bitvla_ros.policy.chunk import ActionChunk
 from bitvla_ros.policy.normalization import Bounds, to_command, unnormalise_actions
+from bitvla_ros.policy.observation import Observation
+from bitvla_ros.policy.policy import PolicySpec
 from bitvla_ros.policy.preprocessing import ImageRecipe
 from bitvla_ros.simulation import FIRST_TRAINING_SEED, TABLETOP_SUITES, make
 from bitvla_ros.simulation.expert import make_expert
@@ -73,6 +76,53 @@ def test_actions_are_in_the_datasets_convention(recorded: Path) -> None:
         width = episode.state[:, 6] - episode.state[:, 7]
         assert width[0] > 0.07 and width.min() < 0.05
         assert episode.images["scene"].std() > 0 and not np.array_equal(episode.images["wrist"][0], episode.images["wrist"][-1])
+
+
+class Still:
+    """A policy that does nothing, and counts how often it was asked."""
+
+    spec = PolicySpec("still", ("scene",), 8, 20.0, privileged=False, model_hash="still")
+
+    def __init__(self) -> None:
+        self.seen: list[Observation] = []
+
+    def reset(self) -> None: ...
+
+    def infer(self, observation: Observation) -> ActionChunk:
+        self.seen.append(observation)
+        actions = np.zeros((8, 7), np.float32)
+        actions[:, 6] = 1.0
+        return ActionChunk(actions, observation.stamp, self.spec.step_duration, instruction=observation.instruction)
+
+
+def test_the_expert_is_recorded_from_where_it_takes_over() -> None:
+    environment, policy = make(SUITE, cameras=("scene",), image_size=SIZE), Still()
+    noise = np.zeros((environment.step_limit, 3), np.float32)
+    whole = play(environment, make_expert(SUITE, horizon=1), 0, 7, noise)
+    after = play(environment, make_expert(SUITE, horizon=1), 0, 7, noise, policy=policy, takeover=20)
+    assert whole is not None and after is not None
+    assert len(policy.seen) == 3, "whole chunks of 8, open loop"
+    assert policy.seen[0].images["scene"].shape == (SIZE, SIZE, 3)
+    assert after.state[0, 6] - after.state[0, 7] < 0.01 < whole.state[0, 6], "the policy had shut the gripper"
+    assert after.actions[0, 6] == 1.0, "which the expert opens"
+    assert len(after.actions) == len(after.images["scene"]) and abs(len(after.actions) - len(whole.actions)) < 30
+
+
+def test_the_expert_goes_on_with_what_is_in_the_hand() -> None:
+    environment, expert = make(SUITE, cameras=()), make_expert(SUITE)
+    noise = np.zeros((environment.step_limit, 3), np.float32)
+    whole = play(environment, make_expert(SUITE, horizon=1), 0, 7, noise)
+    assert whole is not None
+    closed = int(np.argmax(whole.actions[:, 6] == 0.0))
+    after = play(environment, make_expert(SUITE, horizon=1), 0, 7, noise, policy=expert, takeover=closed + 24)
+    assert after is not None
+    assert after.actions[0, 6] == 0.0 and np.abs(np.diff(after.actions[:, 6])).sum() == 1.0, "it stays shut until it lets go"
+
+
+def test_a_policy_that_needs_no_help_shows_nothing() -> None:
+    environment = make(SUITE, cameras=())
+    noise = np.zeros((environment.step_limit, 3), np.float32)
+    assert play(environment, make_expert(SUITE, horizon=1), 0, 7, noise, policy=make_expert(SUITE), takeover=250) is None
 
 
 @given(st.lists(st.floats(-1, 1, width=32), min_size=6, max_size=6), st.sampled_from([-1.0, 1.0]))

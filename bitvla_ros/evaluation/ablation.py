@@ -37,6 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, required=True, help="optimizer steps of every arm, a teacher's included")
     parser.add_argument("--batch-size", type=int, default=64, help="samples a step (default: %(default)s)")
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="of every arm (default: %(default)s)")
+    parser.add_argument("--clip", type=float, help="longest gradient (default: any)")
+    parser.add_argument("--no-augmentation", action="store_true", help="train on pictures as they are")
+    parser.add_argument("--compile", action="store_true", help="as in bitvla train")
     parser.add_argument("--seeds", type=int, default=2, help="trained networks an arm (default: %(default)s)")
     parser.add_argument("--episodes", type=int, default=100, help="episodes a suite and training seed (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the episodes, as in bitvla eval (default: %(default)s)")
@@ -58,6 +61,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         steps=arguments.steps,
         batch_size=arguments.batch_size,
         learning_rate=arguments.learning_rate,
+        clip=arguments.clip,
+        augment=not arguments.no_augmentation,
+        compile=arguments.compile,
     )
     suites = tuple(arguments.suite or recipe.suites)
     if not suites:

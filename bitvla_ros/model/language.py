@@ -15,7 +15,8 @@ class LanguageModel(nn.Module):
     """embeddings: [B, S, hidden_size] -> hidden states [B, R, hidden_size] of the positions in `read`, after the final norm.
 
     mask: bool, broadcastable to [B, 1, S, S], True where a query (row) sees a key (column); None where every token sees every
-    token. read: int64 [B, R]; the last layer's MLP, whose output no other position sees, is computed for these alone. `embed_tokens` may be stored in a narrower dtype than the rest: only the few rows that are read are converted.
+    token. read: int64 [B, R]; the last layer's MLP, whose output no other position sees, is computed for these alone.
+    `embed_tokens` may be stored in a narrower dtype than the rest: only the few rows that are read are converted.
     """
 
     def __init__(self, config: LanguageConfig, activation_bits: int | None) -> None:

@@ -30,6 +30,7 @@ _NEAR, _CLOSE = 0.012, 0.006  # m, how near a waypoint must be: on the way, and 
 _SLOW = 0.06  # m/s, below which a precise waypoint is reached
 _CLEAR = 0.05  # m: further from its goal than this, sideways, the hand rises before it travels
 _LOST = 0.05  # m between where an object should be in the hand and where it is
+_HELD, _SHUT = 0.02, 0.07  # m: an object so near the grip site, between fingers so near each other, is in the hand
 _PHASE_LIMIT = 40  # steps after which a phase is left although its waypoint was not reached
 
 
@@ -100,7 +101,8 @@ class ScriptedExpert:
         for name in (plan.pick, plan.place):
             if name not in poses:
                 raise ExpertError(f"no pose of {name!r} among {', '.join(sorted(poses)) or 'no objects'}: is {self._suite} running?")
-        motion = _Motion(plan, observation.state[:3], poses[plan.pick][:3], poses[plan.place][:3])
+        opening = float(observation.state[6] - observation.state[7])
+        motion = _Motion(plan, observation.state[:3], poses[plan.pick][:3], poses[plan.place][:3], opening)
         moment = motion.corrected(self._resume(observation))
         self._moments = [moment]
         actions = np.zeros((self.spec.horizon, ACTION_DIM), np.float32)
@@ -131,13 +133,20 @@ class ScriptedExpert:
 class _Motion:
     """The arm on its way, from one observation: position is predicted, objects stand where they were seen."""
 
-    def __init__(self, plan: PickAndPlace, position: Array, target: Array, goal: Array) -> None:
+    def __init__(self, plan: PickAndPlace, position: Array, target: Array, goal: Array, opening: float) -> None:
+        """opening: m between the fingers."""
         self._plan, self._position, self._target, self._goal = plan, np.array(position, np.float64), target, goal
         self._grasp = np.array(target, np.float64) + plan.grasp
         self._in_hand = np.array(target[:2] - position[:2], np.float64)  # object from grip site, sideways, once grasped
+        self._held = opening < _SHUT and bool(np.linalg.norm(self._grasp - self._position) < _HELD)
 
     def corrected(self, moment: _Moment) -> _Moment:
-        """Begin again where the object is not in the hand although it should be, or not at the goal although it was let go."""
+        """Begin again where the object is not in the hand although it should be, or not at the goal although it was let go; and
+        carry it on where whoever else moved the arm has it in the hand already."""
+        if moment.phase <= Phase.DESCEND:
+            if self._held:
+                return _Moment(Phase.LIFT, velocity=moment.velocity, grasp_height=moment.grasp_height)
+            moment = replace(moment, grasp_height=float(self._grasp[2]))
         if moment.phase in (Phase.MOVE, Phase.LOWER) or (moment.phase == Phase.LIFT and moment.steps > 6):
             failed = bool(np.linalg.norm(self._grasp - self._position) > _LOST)
         elif moment.phase == Phase.RISE and moment.steps > 8:

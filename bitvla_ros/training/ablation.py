@@ -22,6 +22,7 @@ from ..model.saving import save_checkpoint
 from ..policy.prompt import load_tokenizer
 from .dataset import Dataset
 from .distillation import GAMMA, Distillation, make_student
+from .objective import Objective, oft_objective
 from .precision import in_precision
 from .runs import CHECKPOINT, samples_of, train_on
 from .starting import starting_model
@@ -59,18 +60,22 @@ TEACHER = Arm("teacher", "teacher: ternary language only, fewer steps", False, T
 
 @dataclass(frozen=True)
 class Recipe:
-    """What all arms have in common. start: as `bitvla train` takes it. steps: of the optimizer, `batch_size` samples each."""
+    """What all arms have in common. start: as `bitvla train` takes it. steps: of the optimizer, `batch_size` samples each. clip, augment,
+    compile: see TrainingConfig and Samples."""
 
     dataset: Path
     start: str
     steps: int
     batch_size: int
     learning_rate: float
+    clip: float | None = None
+    augment: bool = True
+    compile: bool = False
 
     @property
     def settings(self) -> dict[str, Any]:
         """As JSON."""
-        numbers = {"steps": self.steps, "batch_size": self.batch_size, "learning_rate": self.learning_rate}
+        numbers = {name: getattr(self, name) for name in ("steps", "batch_size", "learning_rate", "clip", "augment", "compile")}
         return {"dataset": self.data.name, "frames": len(self.data), "start": self.start, **numbers}
 
     @cached_property
@@ -159,11 +164,14 @@ def _train(arm: Arm, model: BitVLA, tokenizer: Any, recipe: Recipe, seed: int, o
         batch_size=recipe.batch_size,
         learning_rate=recipe.learning_rate,
         warmup=steps // 20,
+        clip=recipe.clip,
+        compile=recipe.compile,
         dtype=fast_dtype(),
         validate_every=max(500, steps // 10),
     )
-    objective = {} if teacher is None else {"objective": Distillation(teacher.vision, model.vision, arm.gamma or 0.0)}
-    train_on(recipe.data, model, tokenizer, config, output, seed=seed, settings={"arm": arm.name, "start": recipe.start}, **objective)
+    objective: Objective = oft_objective if teacher is None else Distillation(teacher.vision, model.vision, arm.gamma or 0.0)
+    settings = {"arm": arm.name, "start": recipe.start}
+    train_on(recipe.data, model, tokenizer, config, output, seed=seed, augment=recipe.augment, objective=objective, settings=settings)
 
 
 def _action_error(model: BitVLA, recipe: Recipe, seed: int) -> dict[str, float]:

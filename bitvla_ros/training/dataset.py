@@ -229,6 +229,10 @@ class Dataset:
         episode = int(np.searchsorted(self._starts, frame, side="right")) - 1
         return episode, frame - int(self._starts[episode])
 
+    def numbers(self, index: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Of an episode: actions, float32 [T, A], and states, float32 [T, D]."""
+        return self._rows[index].actions, self._rows[index].state
+
     def episode(self, index: int) -> Episode:
         """A whole episode. Raises DatasetError, naming the frame, for a picture that does not decode."""
         rows, record = self._rows[index], self._records[index]

@@ -18,7 +18,7 @@ student/log.csv has the loss of the task and the distance of the hidden states, 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("teacher", help="a checkpoint whose vision tower is in full precision: its folder or Hugging Face id")
-    parser.add_argument("--dataset", required=True, metavar="DIR", help="demonstrations, best those that the teacher learned from")
+    parser.add_argument("--dataset", required=True, nargs="+", metavar="DIR", help="demonstrations, best the teacher's")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder of the run: checkpoint/, log.csv, curves.png, state")
     parser.add_argument("--cameras", nargs="+", default=("scene", "wrist"), metavar="ROLE", help="in order (default: scene wrist)")
     add_training_arguments(parser)
@@ -31,15 +31,15 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from ..model.checkpoint import resolve
     from ..model.packed import is_packed
     from ..policy.prompt import load_tokenizer
-    from .dataset import Dataset
     from .distillation import GAMMA, Distillation, DistillationError, make_student
+    from .joined import open_datasets
     from .log import read
     from .runs import train_on
 
     path = resolve(arguments.teacher)
     if is_packed(path):
         raise DistillationError(f"{path} is packed, without weights to start from: give the checkpoint that it was packed from")
-    dataset = Dataset(arguments.dataset, cameras=arguments.cameras)
+    dataset = open_datasets(arguments.dataset, arguments.cameras)
     teacher = load_checkpoint(path)
     if teacher.config.control_hz not in (None, dataset.fps):
         raise DistillationError(
@@ -58,6 +58,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         training_config(arguments),
         output,
         seed=arguments.seed,
+        augment=not arguments.no_augmentation,
         objective=Distillation(teacher.vision, student.vision),
         settings={"teacher": teacher.model_hash, "gamma": GAMMA},
     )

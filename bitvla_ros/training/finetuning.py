@@ -18,7 +18,7 @@ FULL_PRECISION = ("vision", "language", "all")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("start", help="random:nano, random:3b, or a checkpoint's folder or Hugging Face id")
-    parser.add_argument("--dataset", required=True, metavar="DIR", help="demonstrations, of bitvla record or bitvla convert")
+    parser.add_argument("--dataset", required=True, nargs="+", metavar="DIR", help="demonstrations, of bitvla record or bitvla convert")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder of the run: checkpoint/, log.csv, curves.png, state")
     parser.add_argument("--cameras", nargs="+", default=("scene", "wrist"), metavar="ROLE", help="in order (default: scene wrist)")
     add_training_arguments(parser)
@@ -41,7 +41,8 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--direct-bf16", action="store_true", help="weights in bfloat16 too, as in the reference: small steps get lost")
     parser.add_argument("--gradient-checkpointing", action="store_true", help="less memory, a third more time")
-    parser.add_argument("--compile", action="store_true", help="fuse small operations: faster after the first minute (needs a C++ compiler)")
+    parser.add_argument("--compile", action="store_true", help="fuse small operations: faster after the first minute; needs a C++ compiler")
+    parser.add_argument("--no-augmentation", action="store_true", help="train on pictures as they are: cameras and light never change")
     parser.add_argument("--seed", type=whole, default=0, help="of weights, order and augmentation (default: %(default)s)")
     parser.add_argument("--workers", type=whole, default=1, help="processes that prepare images ahead (default: %(default)s)")
     parser.add_argument("--threads", type=natural, help="of torch on the CPU (default: one a core)")
@@ -52,11 +53,11 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     prepare_threads(arguments.threads)
 
-    from .dataset import Dataset
+    from .joined import open_datasets
     from .runs import train_on
     from .starting import starting_model
 
-    dataset = Dataset(arguments.dataset, cameras=arguments.cameras)
+    dataset = open_datasets(arguments.dataset, arguments.cameras)
     model, tokenizer = starting_model(
         arguments.start, dataset.statistics, dataset.name, dataset.fps, seed=arguments.seed, full_precision=arguments.full_precision
     )
@@ -67,6 +68,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         training_config(arguments),
         Path(arguments.output),
         seed=arguments.seed,
+        augment=not arguments.no_augmentation,
         settings={"start": arguments.start, "full_precision": arguments.full_precision},
     )
 

@@ -2,6 +2,9 @@
 
 The expert is asked at every step. What is executed is its action with noise added, what is written is the action that it meant, so
 that the demonstrations also show how to come back from where the noise has led. Only successes are kept.
+
+With a policy given, the policy acts first, and the expert takes over at a random step; from there on it is written. So the expert
+shows what to do where the policy gets to (DAgger: Ross, Gordon, Bagnell 2011; with a takeover as in HG-DAgger, arXiv 1810.02890).
 """
 
 from __future__ import annotations
@@ -33,10 +36,13 @@ from .dataset import DatasetError, DatasetWriter, Episode
 EXAMPLES = """\
   bitvla record --suite tabletop_object --episodes 200 --output demonstrations
   bitvla record --suite tabletop_object --suite tabletop_goal --episodes 500 --workers 4 --output demonstrations
-                                     the same again continues what was interrupted; more --episodes add to it"""
+                                     the same again continues what was interrupted; more --episodes add to it
+  bitvla record --suite tabletop_goal --episodes 100 --seed 50000 --policy run/checkpoint --output corrections
+                                     what the expert does where a policy gets to; train on both: --dataset demonstrations corrections"""
 
 CAMERAS = ("scene", "wrist")
 ATTEMPTS = 10  # at an episode, each from another initial state
+TAKEOVER = 120  # steps in which the expert takes over from a policy; most tasks take it about as long
 _ATTEMPT = 100_003  # between the seeds of two attempts; odd, and no multiple of 5: LIBERO's states come round in another order
 _LIBERO_STATES = 50  # initial states that LIBERO has for a task: recording cannot but take those that evaluation takes
 
@@ -49,16 +55,20 @@ class RecordingError(RuntimeError):
 class Recipe:
     """What is recorded. noise: standard deviation that is added to each translation offset as executed, in units of full scale.
     first: number of the first seed, counted from FIRST_TRAINING_SEED. render_size, image_size: pixels a side, as rendered and as kept:
-    a picture that is rendered small looks different from one that a policy shrinks."""
+    a picture that is rendered small looks different from one that a policy shrinks. policy: directory of a model that acts before the
+    expert takes over; model_hash: of that model."""
 
     suites: tuple[str, ...]
     image_size: int = 112
     noise: float = 0.2
     first: int = 0
     render_size: int = 256
+    policy: str | None = None
+    model_hash: str | None = None
 
     def source(self) -> dict[str, Any]:
-        return {"policy": "expert", "suites": list(self.suites), "noise": self.noise, "seed": self.first, "render_size": self.render_size}
+        source = {"policy": "expert", "suites": list(self.suites), "noise": self.noise, "seed": self.first, "render_size": self.render_size}
+        return source if self.policy is None else {**source, "taken_over_from": self.model_hash}
 
 
 @dataclass(frozen=True)
@@ -90,31 +100,47 @@ def to_dataset(action: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def play(
-    environment: Environment, expert: Policy, task: int, seed: int, noise: NDArray[np.float32], image_size: int | None = None
+    environment: Environment,
+    expert: Policy,
+    task: int,
+    seed: int,
+    noise: NDArray[np.float32],
+    image_size: int | None = None,
+    policy: Policy | None = None,
+    takeover: int = 0,
 ) -> Episode | None:
-    """One episode, or None where the expert does not reach the goal within the step limit.
+    """One episode, or None where the expert does not reach the goal within the step limit, counted from where it takes over.
 
-    expert: of horizon 1. noise: float32 [step_limit, 3], added to the translation that is executed. image_size: of the pictures that
-    are kept, shrunk as a policy shrinks what it sees (None: as they are rendered)."""
+    expert: of horizon 1. noise: float32 [step_limit, 3], added to the translation that it executes. image_size: of the pictures that
+    are kept, shrunk as a policy shrinks what it sees (None: as they are rendered). policy: acts before step `takeover`, whole chunks
+    open loop; None where it succeeds by then."""
     expert.reset()
     words, step = environment.tasks[task], expert.spec.step_duration
     images: dict[str, list[NDArray[np.uint8]]] = {role: [] for role in environment.cameras}
     states, actions = [], []
+    planned: deque[NDArray[np.float32]] = deque()
     snapshot = environment.reset(task, seed)
-    for i in range(environment.step_limit):
+    for i in range(takeover + environment.step_limit):
         state = state_vector(snapshot.position, snapshot.orientation, snapshot.gripper)
-        stamps = {"state": (i + 1) * step, "privileged": (i + 1) * step}  # a zero stamp means "unset"
-        truth = Privileged(snapshot.object_poses, snapshot.success)
-        meant = expert.infer(Observation({}, state, words, stamps, 1, truth)).actions[0]
-        for role, pictures in images.items():
-            picture = snapshot.images[role]
-            pictures.append(picture if image_size is None else resize_lanczos3(picture, image_size))
-        states.append(state)
-        actions.append(meant)
-        executed = meant.copy()
-        executed[:3] = np.clip(meant[:3] + noise[i], -1.0, 1.0)
+        stamps = dict.fromkeys((*images, "state", "privileged"), (i + 1) * step)  # a zero stamp means "unset"
+        observation = Observation(snapshot.images, state, words, stamps, 1, Privileged(snapshot.object_poses, snapshot.success))
+        meant = expert.infer(observation).actions[0]  # also before it takes over: so it knows how far the task has come
+        if policy is not None and i < takeover:
+            if not planned:
+                planned.extend(policy.infer(observation).actions)
+            executed = planned.popleft()
+        else:
+            for role, pictures in images.items():
+                picture = snapshot.images[role]
+                pictures.append(picture if image_size is None else resize_lanczos3(picture, image_size))
+            states.append(state)
+            actions.append(meant)
+            executed = meant.copy()
+            executed[:3] = np.clip(meant[:3] + noise[i - takeover], -1.0, 1.0)
         snapshot = environment.step(executed)
         if snapshot.success:
+            if not actions:
+                return None
             pictures_of = {role: np.stack(pictures) for role, pictures in images.items()}
             return Episode(words, pictures_of, np.array(states, np.float32), to_dataset(np.array(actions)), seed)
     return None
@@ -127,7 +153,10 @@ def record_slot(recipe: Recipe, slot: Slot) -> tuple[Episode, int]:
         seed = slot.seed(recipe, attempt)
         rng = np.random.default_rng([SUITES.index(slot.suite), slot.task, recipe.first + slot.number, attempt])
         noise = rng.normal(0.0, recipe.noise, (environment.step_limit, 3)).astype(np.float32)
-        episode = play(environment, expert, slot.task, seed, noise, recipe.image_size)
+        policy, takeover = None, 0
+        if recipe.policy is not None:
+            policy, takeover = _policy(recipe.policy), int(rng.integers(1, TAKEOVER))
+        episode = play(environment, expert, slot.task, seed, noise, recipe.image_size, policy, takeover)
         if episode is not None:
             return episode, attempt
     raise RecordingError(
@@ -189,6 +218,16 @@ def _stage(suite: str, render_size: int) -> tuple[Environment, Policy]:
     return make(suite, cameras=CAMERAS, image_size=render_size), make_expert(suite, horizon=1)
 
 
+@cache
+def _policy(model: str) -> Policy:
+    import torch
+
+    from ..policy.bitvla import BitVLAPolicy
+
+    torch.set_num_threads(1)  # a worker has one core, and so the result does not depend on how many there are
+    return BitVLAPolicy.load(model)
+
+
 def _known_tasks(suite: str, tasks: Sequence[str]) -> list[int]:
     """Of a suite's tasks, the indices of those that the expert can do."""
     from ..simulation.expert import plans_of
@@ -202,9 +241,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--episodes", type=_positive, required=True, help="successful demonstrations of each suite; its tasks take turns")
     parser.add_argument("--output", required=True, help="folder of the dataset, new or to be continued")
     parser.add_argument("--image-size", type=_positive, default=112, help="pixels to which pictures are shrunk (default: %(default)s)")
-    parser.add_argument(
-        "--render-size", type=_positive, default=256, help="pixels with which they are rendered (default: %(default)s)"
-    )
+    parser.add_argument("--render-size", type=_positive, default=256, help="pixels with which they are rendered (default: %(default)s)")
     parser.add_argument(
         "--noise",
         type=_noise,
@@ -214,6 +251,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=_natural, default=0, help=f"first initial state, counted from {FIRST_TRAINING_SEED} (default: %(default)s)"
     )
+    parser.add_argument("--policy", metavar="MODEL", help="model's folder: it acts until, at a random step, the expert takes over (DAgger)")
     parser.add_argument("--workers", type=_positive, default=1, help="processes (default: %(default)s); the result is the same")
 
 
@@ -223,7 +261,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     suites = tuple(dict.fromkeys(arguments.suite))
-    recipe = Recipe(suites, arguments.image_size, arguments.noise, arguments.seed, arguments.render_size)
+    policy = None if arguments.policy is None else str(Path(arguments.policy).expanduser().resolve())
+    model_hash = None if policy is None else _policy(policy).spec.model_hash
+    recipe = Recipe(suites, arguments.image_size, arguments.noise, arguments.seed, arguments.render_size, policy, model_hash)
     output = Path(arguments.output).expanduser()
     writer = DatasetWriter(
         output,
@@ -261,7 +301,7 @@ def show(result: dict[str, Any]) -> None:
     print(f"{result['output']}: {result['episodes']} episodes, {result['frames']} frames, {result['bytes'] / 1e6:.1f} MB")
     for task, count in result["by_task"].items():
         print(f"  {count:5d}  {task}")
-    failures = f"{result['failures']} attempts of the expert failed and were left out"
+    failures = f"{result['failures']} attempts showed nothing and were left out"
     print(f"recorded in {result['seconds']:.1f} s, {result['frames_per_second']:.0f} frames a second; {failures}")
 
 

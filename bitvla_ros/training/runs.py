@@ -11,6 +11,7 @@ from ..model.saving import save_checkpoint
 from ..policy.normalization import Statistics
 from ..policy.prompt import Prompt
 from .dataset import Dataset
+from .joined import JoinedDataset
 from .objective import Objective, oft_objective
 from .processes import processes
 from .samples import Samples, split_episodes
@@ -21,10 +22,13 @@ CHECKPOINT = "checkpoint"  # in a run's folder
 VALIDATION_SHARE = 0.05  # of the episodes
 
 
-def samples_of(dataset: Dataset, model: BitVLA, tokenizer: Any, seed: int) -> tuple[Samples, Samples | None]:
+def samples_of(
+    dataset: Dataset | JoinedDataset, model: BitVLA, tokenizer: Any, seed: int, augment: bool = True
+) -> tuple[Samples, Samples | None]:
     """Samples to train on, and of the episodes that are held out (None where there is one episode in all).
 
-    Numbers are normalised by the model's statistics. seed: chooses what is held out, and decides order and augmentation."""
+    Numbers are normalised by the model's statistics. seed: chooses what is held out, and decides order and augmentation.
+    augment: what is trained on."""
     config = model.config
     shared: dict[str, Any] = {
         "recipe": image_recipe(model),
@@ -34,17 +38,18 @@ def samples_of(dataset: Dataset, model: BitVLA, tokenizer: Any, seed: int) -> tu
     }
     train, held_out = split_episodes(len(dataset.lengths), VALIDATION_SHARE, seed)
     validation = Samples(dataset, held_out, seed=None, augment=False, **shared) if held_out else None
-    return Samples(dataset, train, seed=seed, **shared), validation
+    return Samples(dataset, train, seed=seed, augment=augment, **shared), validation
 
 
 def train_on(
-    dataset: Dataset,
+    dataset: Dataset | JoinedDataset,
     model: BitVLA,
     tokenizer: Any,
     config: TrainingConfig,
     output: Path,
     *,
     seed: int,
+    augment: bool = True,
     objective: Objective = oft_objective,
     settings: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -53,7 +58,7 @@ def train_on(
     settings: what decides the outcome beside config, seed and dataset, as JSON. With several processes only the first returns.
     """
     group = processes()
-    samples, validation = samples_of(dataset, model, tokenizer, seed)
+    samples, validation = samples_of(dataset, model, tokenizer, seed, augment)
     checkpoint = output.expanduser() / CHECKPOINT
 
     def save(step: int) -> None:
@@ -67,7 +72,14 @@ def train_on(
         objective=objective,
         validation=validation,
         save=save,
-        settings={"seed": seed, "cameras": list(dataset.cameras), "dataset": dataset.name, "frames": len(dataset), **settings},
+        settings={
+            "seed": seed,
+            "augment": augment,
+            "cameras": list(dataset.cameras),
+            "dataset": dataset.name,
+            "frames": len(dataset),
+            **settings,
+        },
         processes=group,
     )
     try:

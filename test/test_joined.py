@@ -1,0 +1,67 @@
+"""Several datasets to train on: their frames in a row, and the statistics of all of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from demonstrations import TASKS, write_demonstrations
+
+from bitvla_ros.training.dataset import Dataset, DatasetError, DatasetWriter, Episode
+from bitvla_ros.training.joined import JoinedDataset, open_datasets
+from bitvla_ros.training.statistics import dataset_statistics
+
+
+def one_more(folder: Path, *, size: int = 28, fps: float = 20.0, dimensions: int = 7) -> Path:
+    """A dataset of one episode, of another task and of larger actions."""
+    cameras = {"scene": (size, size), "wrist": (size, size)}
+    writer = DatasetWriter(folder, fps, cameras, name="corrections")
+    images = {role: np.full((5, size, size, 3), 77, np.uint8) for role in cameras}
+    actions = np.full((5, dimensions), 3.0, np.float32)
+    actions[:, -1] = 1
+    writer.add(Episode("another task", images, np.full((5, 8), 2.0, np.float32), actions))
+    writer.close()
+    return folder
+
+
+def test_frames_of_the_second_come_after_those_of_the_first(tmp_path: Path) -> None:
+    paths = [write_demonstrations(tmp_path / "a", episodes=2, length=9), one_more(tmp_path / "b")]
+    first, second = (Dataset(path) for path in paths)
+    joined = open_datasets(paths)
+    assert isinstance(joined, JoinedDataset)
+    assert (len(joined), joined.lengths, joined.name, joined.fps) == (23, (9, 9, 5), "tabletop_object", 20.0)
+    assert joined.tasks == (*TASKS, "another task") and joined.cameras == first.cameras
+    for index, (dataset, frame) in {0: (first, 0), 17: (first, 17), 18: (second, 0), 22: (second, 4)}.items():
+        images, state, actions, task = joined.frame(index, 4)
+        expected = dataset.frame(frame, 4)
+        assert all(np.array_equal(images[role], expected[0][role]) for role in images)
+        assert np.array_equal(state, expected[1]) and np.array_equal(actions, expected[2]) and task == expected[3]
+    with pytest.raises(IndexError, match="no frame 23"):
+        joined.frame(23)
+
+
+def test_statistics_are_of_all_frames_together(tmp_path: Path) -> None:
+    paths = [write_demonstrations(tmp_path / "a"), one_more(tmp_path / "b")]
+    episodes = [dataset.episode(i) for dataset in map(Dataset, paths) for i in range(len(dataset.lengths))]
+    joined = open_datasets(paths)
+    assert joined.statistics == dataset_statistics([e.actions for e in episodes], [e.state for e in episodes])
+    assert joined.statistics["action"]["max"][0] == 3.0
+
+
+def test_one_dataset_is_itself(tmp_path: Path) -> None:
+    assert isinstance(open_datasets([write_demonstrations(tmp_path / "a")]), Dataset)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"fps": 10.0}, "other frames a second"),
+        ({"size": 14}, "other cameras"),
+        ({"dimensions": 6}, "other dimensions of action and state"),
+    ],
+)
+def test_datasets_that_do_not_belong_together_are_refused(tmp_path: Path, changes: dict[str, int], message: str) -> None:
+    paths = [write_demonstrations(tmp_path / "a"), one_more(tmp_path / "b", **changes)]
+    with pytest.raises(DatasetError, match=f"b has {message} than .*a: .* expected"):
+        open_datasets(paths)
