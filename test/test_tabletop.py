@@ -258,6 +258,98 @@ def test_offsets_beyond_full_scale_are_clipped(blind: TabletopEnvironment) -> No
     assert (blind.step(axis_action(1, 30.0)).position == expected).all()
 
 
+def turned(orientation: np.ndarray, axis: int, angle: float) -> np.ndarray:
+    """orientation, xyzw, turned about an axis of the world."""
+    x, y, z, w = np.append(np.sin(angle / 2) * np.eye(3)[axis], np.cos(angle / 2))
+    product = np.array([[w, -z, y, x], [z, w, -x, y], [-y, x, w, z], [-x, -y, -z, w]])
+    return product @ orientation
+
+
+def angle_between(a: np.ndarray, b: np.ndarray) -> float:
+    return 2 * float(np.arccos(min(1.0, abs(float(a @ b)))))
+
+
+@pytest.mark.parametrize("axis", range(3))
+def test_the_arm_follows_an_absolute_pose_and_stays_there(blind: TabletopEnvironment, axis: int) -> None:
+    start = blind.reset(0, 0)
+    position = start.position + 0.02 * np.eye(3)[axis]
+    orientation = turned(start.orientation, axis, 0.1)
+    last = start
+    for _ in range(60):
+        snapshot = blind.follow(position, orientation, 0.0, 0.01)
+        assert np.linalg.norm(snapshot.position - last.position) < 0.005  # 0.5 m/s
+        last = snapshot
+    assert np.linalg.norm(snapshot.position - position) < 5e-4
+    assert angle_between(snapshot.orientation, orientation) < 1e-3
+
+
+def test_the_arm_trails_a_moving_pose_by_a_twentieth_of_a_second(blind: TabletopEnvironment) -> None:
+    start = blind.reset(0, 0)
+    for i in range(1, 61):
+        goal = start.position + [0, 0.0025 * i, 0]
+        snapshot = blind.follow(goal, start.orientation, 0.0, 0.01)
+    assert goal[1] - snapshot.position[1] == pytest.approx(0.25 * 0.05, abs=0.004)
+
+
+def test_following_moves_the_fingers_as_fast_as_steps_do(blind: TabletopEnvironment) -> None:
+    start = blind.reset(0, 0)
+    for _ in range(4):
+        stepped = blind.step(axis_action(0, 0.0, 1.0)).gripper
+    blind.reset(0, 0)
+    for _ in range(20):
+        followed = blind.follow(start.position, start.orientation, 1.0, 0.01).gripper
+    assert followed == pytest.approx(stepped, abs=1e-4)
+    for _ in range(40):
+        kept = blind.follow(start.position, start.orientation, 0.0, 0.01).gripper
+    assert kept == pytest.approx([0, 0], abs=2e-3)
+
+
+def test_a_step_after_following_moves_like_osc_again(blind: TabletopEnvironment) -> None:
+    start = blind.reset(0, 0)
+    expected = [blind.step(axis_action(1)).position - start.position for _ in range(5)]
+    start = blind.reset(0, 0)
+    for _ in range(20):
+        before = blind.follow(start.position, start.orientation, -1.0, 0.01)
+    moved = [blind.step(axis_action(1)).position - before.position for _ in range(5)]
+    assert np.array(moved) == pytest.approx(np.array(expected), abs=1e-4)
+
+
+def test_following_gives_equal_bytes_and_renders_when_asked() -> None:
+    environment = TabletopEnvironment("tabletop_object", image_size=64)
+    digests = []
+    for _ in range(2):
+        start = environment.reset(0, 0)
+        pose = start.position + [0.0, 0.1, 0.0], start.orientation
+        seen = [environment.follow(*pose, -1.0, 0.01, render=i % 5 == 4) for i in range(20)]
+        assert [bool(snapshot.images) for snapshot in seen] == [i % 5 == 4 for i in range(20)]
+        assert (seen[-1].images["scene"] != start.images["scene"]).any()
+        digests.append(digest(seen))
+    assert digests[0] == digests[1]
+    environment.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"position": np.zeros(2)}, "3, 4 and 1 finite"),
+        ({"position": np.array([np.nan, 0, 0])}, "3, 4 and 1 finite"),
+        ({"gripper": np.inf}, "3, 4 and 1 finite"),
+        ({"orientation": np.zeros(4)}, "unit quaternion"),
+        ({"duration": 0.0}, "multiple of 0.0025 s"),
+        ({"duration": 0.004}, "multiple of 0.0025 s"),
+    ],
+    ids=("short", "nan", "inf", "no_rotation", "no_time", "odd_time"),
+)
+def test_a_bad_pose_is_refused_and_changes_nothing(blind: TabletopEnvironment, change: dict, words: str) -> None:
+    start = blind.reset(0, 0)
+    good = {"position": start.position + 0.01, "orientation": start.orientation, "gripper": 1.0, "duration": 0.01}
+    expected = digest([blind.follow(**good)])
+    blind.reset(0, 0)
+    with pytest.raises(ValueError, match=words):
+        blind.follow(**{**good, **change})
+    assert digest([blind.follow(**good)]) == expected
+
+
 def test_what_does_not_exist_is_refused_with_what_does(blind: TabletopEnvironment) -> None:
     with pytest.raises(ValueError, match="tabletop_goal"):
         make("tabletop_kitchen")
@@ -269,6 +361,8 @@ def test_what_does_not_exist_is_refused_with_what_does(blind: TabletopEnvironmen
         blind.reset(0, -1)
     with pytest.raises(ValueError, match="reset"):
         TabletopEnvironment("tabletop_goal", cameras=()).step(HOLD)
+    with pytest.raises(ValueError, match="reset"):
+        TabletopEnvironment("tabletop_goal", cameras=()).follow(np.zeros(3), np.array([1.0, 0, 0, 0]), 0.0, 0.01)
 
 
 def _teleport(environment: TabletopEnvironment, name: str, position: np.ndarray) -> Snapshot:

@@ -49,3 +49,16 @@ class Environment(Protocol):
 
     def close(self) -> None:
         """Free renderers."""
+
+
+class PoseFollower(Environment, Protocol):
+    """An Environment whose arm also goes to absolute poses at rates of its driver's, as a real arm does. LIBERO's is none: its
+    controller, robosuite's, takes one offset from the measured pose in a control step of 50 ms."""
+
+    physics_step: float  # s
+
+    def follow(
+        self, position: NDArray[np.float64], orientation: NDArray[np.float64], gripper: float, duration: float, *, render: bool = False
+    ) -> Snapshot:
+        """Pull the grip site towards a pose in `frame` for `duration` (s, a multiple of physics_step). position: float64 [3], m.
+        orientation: float64 [4] xyzw, of the hand body. gripper: as in an action. render: without it the snapshot has no images."""

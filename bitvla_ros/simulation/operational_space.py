@@ -1,13 +1,15 @@
 """How the arm follows its actions: the response of robosuite's OSC_POSE, by inverse kinematics on accelerations.
 
 The goal is set once a control step, an offset away from the pose measured then, and is tracked as a critically damped spring
-(kp = 150 1/s^2) at every physics step. The wanted acceleration of the grip site goes through a damped least-squares inverse of the
-Jacobian, posture fills the null space, joint limits bound the result, and inverse dynamics turn it into torques.
+(kp = 150 1/s^2) at every physics step; or it is an absolute pose, tracked as stiffly as an arm's own driver does. The wanted
+acceleration of the grip site goes through a damped least-squares inverse of the Jacobian, posture fills the null space, joint limits
+bound the result, and inverse dynamics turn it into torques.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import mujoco
 import numpy as np
@@ -22,12 +24,26 @@ DAMPING = 2.0 * np.sqrt(STIFFNESS)  # 1/s, critical
 # robosuite's own rotation is slower than its kp says (0.03 rising to 0.07 rad a step at full scale were measured, not 0.13: its wrist
 # has friction, and its decoupling neglects the inertia that rotation and translation share). Half of kp has that response.
 ROTATION_STIFFNESS = 75.0
+_FREQUENCY = 40.0  # 1/s, of the critically damped spring to an absolute pose: the arm trails a moving one by 2 / 40 s
 _POSTURE = 10.0  # 1/s^2, robosuite's kp of the null space
 _REGULARISATION = 5e-4  # of the least squares: keeps a stretched arm calm, and hardly slows it elsewhere
 _LIMIT_RATE = 12.0  # 1/s, a joint may close in on its limit no faster than this times the distance
 _LIMIT_MARGIN = 0.02  # rad, kept from the hard stop
 _LIMIT_TIME = 0.02  # s in which a velocity that is too high is taken back
 VELOCITY_LIMIT = np.array([2.175, 2.175, 2.175, 2.175, 2.61, 2.61, 2.61])  # rad/s, FCI
+
+
+@dataclass(frozen=True)
+class _Spring:
+    """Stiffness of translation and rotation, 1/s^2, and their damping, 1/s."""
+
+    translation: float
+    rotation: float
+    damping: float
+
+
+_OSC_POSE = _Spring(STIFFNESS, ROTATION_STIFFNESS, DAMPING)
+_DRIVER = _Spring(_FREQUENCY**2, _FREQUENCY**2, 2.0 * _FREQUENCY)
 
 
 def rotation_from_vector(vector: Array) -> Array:
@@ -59,6 +75,7 @@ class OperationalSpaceController:
         self._torque = np.zeros(model.nv)
         self._position = np.zeros(3)
         self._rotation = np.eye(3)
+        self._spring = _OSC_POSE
 
     def _measured(self, data: mujoco.MjData) -> tuple[Array, Array]:
         return data.site_xpos[self._site], data.site_xmat[self._site].reshape(3, 3)
@@ -73,11 +90,17 @@ class OperationalSpaceController:
         A rotation of exactly zero keeps the last orientation goal, as robosuite does: the hand does not drift. But an offset of
         zero altogether is a hold, which stops a turning hand too."""
         position, rotation = self._measured(data)
+        self._spring = _OSC_POSE
         self._position = position + POSITION_SCALE * offset[:3]
         if not offset.any():
             self._rotation = rotation.copy()
         if offset[3:].any():
             self._rotation = rotation_from_vector(ROTATION_SCALE * offset[3:]) @ rotation
+
+    def set_pose(self, position: Array, rotation: Array) -> None:
+        """The goal is a pose of the site: position [3], m, and rotation matrix [3, 3], world axes."""
+        self._spring = _DRIVER
+        self._position, self._rotation = position.copy(), rotation.copy()
 
     def apply(self, data: mujoco.MjData) -> None:
         """Write the torques of one physics step into data.ctrl. To be called between mj_step1 and mj_step2."""
@@ -87,9 +110,9 @@ class OperationalSpaceController:
         arm = jacobian[:, self._dof]
         joint_position, joint_velocity = data.qpos[self._qpos], data.qvel[self._dof]
         error = np.empty(6)
-        error[:3] = STIFFNESS * (self._position - position)
-        error[3:] = ROTATION_STIFFNESS * _rotation_error(self._rotation, rotation)
-        wanted = error - DAMPING * (arm @ joint_velocity)
+        error[:3] = self._spring.translation * (self._position - position)
+        error[3:] = self._spring.rotation * _rotation_error(self._rotation, rotation)
+        wanted = error - self._spring.damping * (arm @ joint_velocity)
         posture = _POSTURE * (self._posture - joint_position) - 2.0 * np.sqrt(_POSTURE) * joint_velocity
         fastest = np.minimum(VELOCITY_LIMIT, _LIMIT_RATE * np.maximum(self._high - joint_position, 0.0))
         slowest = -np.minimum(VELOCITY_LIMIT, _LIMIT_RATE * np.maximum(joint_position - self._low, 0.0))

@@ -55,6 +55,7 @@ class TabletopEnvironment:
         self.step_limit = self._suite.step_limit
         self.cameras = tuple(cameras)
         self._model = model = mujoco.MjModel.from_xml_string(scene.tabletop_mjcf(self._suite.items))
+        self.physics_step = float(model.opt.timestep)
         self._data = mujoco.MjData(model)
         self._controller = OperationalSpaceController(model, scene.ARM_JOINTS, scene.GRIP_SITE, _HOME)
         self._arm = np.array([model.joint(name).qposadr[0] for name in scene.ARM_JOINTS])
@@ -112,32 +113,61 @@ class TabletopEnvironment:
             raise ValueError(f"the action is not finite: {action}")
         if not self._started:
             raise ValueError("no episode has begun: call reset first")
+        self._controller.set_goal(self._data, np.clip(action[:6], -1.0, 1.0))
+        self._play(action[6], _PHYSICS_STEPS)
+        return self._snapshot()
+
+    def follow(
+        self, position: NDArray[np.float64], orientation: NDArray[np.float64], gripper: float, duration: float, *, render: bool = False
+    ) -> Snapshot:
+        """Pull the grip site towards an absolute pose for `duration`, as an arm's own driver does: stiffly, and stopped by nothing but
+        the joints' limits. May be mixed with `step`.
+
+        position: float64 [3], m. orientation: float64 [4] xyzw, of the hand body, unit length within 1 %. Both in `frame`.
+        gripper: as in an action. duration: s, a multiple of `physics_step`. render: without it the snapshot has no images.
+        Raises ValueError for anything else, and before the first reset; the state then stays as it was."""
+        position, orientation = np.asarray(position, np.float64), np.asarray(orientation, np.float64)
+        if position.shape != (3,) or orientation.shape != (4,) or not np.isfinite([*position, *orientation, gripper]).all():
+            raise ValueError(f"the pose is {position}, {orientation}, the gripper {gripper}: expected 3, 4 and 1 finite numbers")
+        if abs(np.linalg.norm(orientation) - 1.0) > 0.01:
+            raise ValueError(f"the orientation {orientation} is no unit quaternion")
+        steps = round(duration / self.physics_step)
+        if steps < 1 or abs(steps * self.physics_step - duration) > 1e-9:
+            raise ValueError(f"duration is {duration} s: expected a multiple of {self.physics_step} s")
+        if not self._started:
+            raise ValueError("no episode has begun: call reset first")
+        rotation = np.empty(9)
+        mujoco.mju_quat2Mat(rotation, np.roll(orientation / np.linalg.norm(orientation), 1))
+        self._controller.set_pose(position, rotation.reshape(3, 3))
+        self._play(gripper, steps)
+        return self._snapshot(render)
+
+    def _play(self, gripper: float, steps: int) -> None:
+        """Physics steps towards the controller's goal."""
         model, data = self._model, self._data
-        self._controller.set_goal(data, np.clip(action[:6], -1.0, 1.0))
-        if action[6]:
-            self._opening_goal = 0.0 if action[6] > 0 else _OPENING
-        opening = self._opening
-        self._opening += float(np.clip(self._opening_goal - opening, -_GRIPPER_SPEED, _GRIPPER_SPEED))
-        for i in range(_PHYSICS_STEPS):
-            data.ctrl[self._gripper] = opening + (self._opening - opening) * (i + 1) / _PHYSICS_STEPS
+        if gripper:
+            self._opening_goal = 0.0 if gripper > 0 else _OPENING
+        opening, reach = self._opening, _GRIPPER_SPEED * (steps / _PHYSICS_STEPS)
+        self._opening += float(np.clip(self._opening_goal - opening, -reach, reach))
+        for i in range(steps):
+            data.ctrl[self._gripper] = opening + (self._opening - opening) * (i + 1) / steps
             mujoco.mj_step1(model, data)
             self._controller.apply(data)
             mujoco.mj_step2(model, data)
         mujoco.mj_forward(model, data)  # what is measured belongs to the state at the end of the step
-        return self._snapshot()
 
     def close(self) -> None:
         """Free the renderer; a second call does nothing."""
         if self._renderer is not None:
             self._renderer.close()
 
-    def _snapshot(self) -> Snapshot:
+    def _snapshot(self, render: bool = True) -> Snapshot:
         data = self._data
         quaternion = data.xquat[self._hand]
         self._quaternion = quaternion.copy() if quaternion @ self._quaternion >= 0.0 else -quaternion
         poses = {item.name: self._pose(item.name) for item in self._suite.items}
         return Snapshot(
-            images=self._renderer.render(data) if self._renderer is not None else {},
+            images=self._renderer.render(data) if render and self._renderer is not None else {},
             position=data.site_xpos[self._grip_site].copy(),
             orientation=np.roll(self._quaternion, -1),
             gripper=data.qpos[self._fingers].copy(),
