@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitvla_ros.policy.gate import MS, Gate, GateConfig, Reason, Refused
+from bitvla_ros.policy.gate import MS, STATE_PARTS, Gate, GateConfig, Reason, Refused
 from bitvla_ros.policy.observation import Observation, Privileged
 
 NOW = 1_700_000_000_000 * MS
@@ -50,6 +50,13 @@ def test_a_stale_input_is_refused_whichever_it_is(name, age):
     error = refusal(Gate(dataclasses.replace(LIMITS, max_skew=NOW)), observe(stamps={name: NOW - age}))
     assert error.reason is Reason.STALE
     assert name in str(error)
+
+
+@pytest.mark.parametrize("part", STATE_PARTS)
+def test_a_part_of_the_state_from_the_future_is_not_hidden_by_the_other(part):
+    """The stamp of `state` is that of its older part."""
+    error = refusal(Gate(LIMITS), observe(stamps={part: NOW + LIMITS.max_future + 1}))
+    assert error.reason is Reason.FUTURE and part in str(error)
 
 
 @given(streams, st.integers(LIMITS.max_future + 1, NOW))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bitvla_ros.policy.gate import Reason, Refused
 from bitvla_ros.policy.observation import Privileged, quaternion_to_axis_angle, state_vector
-from bitvla_ros.policy.streams import IMAGES_KEPT, Streams, on_branch
+from bitvla_ros.policy.streams import GRIPPER, IMAGES_KEPT, POSE, Streams, on_branch
 
 IMAGE = np.zeros((4, 4, 3), np.uint8)
 POSITION = np.array([0.5, 0.1, 0.3])
@@ -47,7 +47,8 @@ def test_latest_holds_the_newest_moment_that_every_stream_knows():
     streams.add_image("wrist", 15, IMAGE + 3)
     streams.add_gripper(16, FINGERS)
     observation = streams.latest("lift it")
-    assert observation.stamps == {"scene": 13, "wrist": 15, "state": 14}  # of the others what came first at 13 or later
+    assert {name: observation.stamps[name] for name in ("scene", "wrist", "state")} == {"scene": 13, "wrist": 15, "state": 14}
+    assert (observation.stamps[POSE], observation.stamps[GRIPPER]) == (14, 16)  # of the others what came first at 13 or later
     assert observation.stamp == 13
     np.testing.assert_allclose(observation.state, state_vector(POSITION + 1, DOWN, FINGERS))
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from .observation import STATE_DIM, Observation
 
 MS = 1_000_000  # nanoseconds
+STATE_PARTS = ("end_effector_pose", "gripper")  # where their stamps are known, each is checked: "state" bears the older one
 
 
 class Reason(str, Enum):
@@ -116,7 +117,7 @@ class Gate:
         self._stamps = stamps
 
     def _required(self, observation: Observation) -> dict[str, int]:
-        """Stamps of everything the policy needs."""
+        """Stamps of everything the policy needs, and of the state's parts where they are known."""
         names = [*self.config.cameras, "state", *(["privileged"] if self.config.privileged else [])]
         missing = [name for name in names if name not in observation.stamps]
         missing += [role for role in self.config.cameras if role not in observation.images and role not in missing]
@@ -124,7 +125,7 @@ class Gate:
             missing.append("privileged")
         if missing:
             raise Refused(Reason.MISSING_STREAM, f"nothing has come from {', '.join(missing)}; the policy needs {', '.join(names)}")
-        return {name: observation.stamps[name] for name in names}
+        return {name: stamp for name, stamp in observation.stamps.items() if name in names or name in STATE_PARTS}
 
     def _check_times(self, stamps: dict[str, int], now: int, not_before: int) -> None:
         limits = self.config

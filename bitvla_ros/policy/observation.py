@@ -30,7 +30,8 @@ class Observation:
     images: camera role ("scene", "wrist", ...) -> uint8 [H, W, 3], RGB, upright.
     state: float64 [8] = end-effector position (m, 3), axis-angle (rad, 3), two gripper joints (m, 2); see `state_vector`.
     instruction: the user's words.
-    stamps: capture time of every input by name (camera roles, "state", "privileged"), nanoseconds of ROS time.
+    stamps: capture time of every input by name (camera roles, "state", "privileged"), nanoseconds of ROS time. Where pose and gripper
+        came apart also of each of them (gate.STATE_PARTS); "state" is then the older one.
     epoch: the task this observation belongs to; 0 where nobody numbers tasks.
     """
 

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .gate import MS, Reason, Refused
+from .gate import MS, STATE_PARTS, Reason, Refused
 from .observation import Observation, Privileged, state_vector
 
-POSE, GRIPPER, PRIVILEGED = "end_effector_pose", "gripper", "privileged"
+POSE, GRIPPER = STATE_PARTS
+PRIVILEGED = "privileged"
 IMAGES_KEPT = 8
 STATES_KEPT = 512  # half a second of a driver at 1 kHz: images take longer than joint states of the same moment
 
@@ -133,7 +134,8 @@ class Streams:
     def _observation(self, entries: dict[str, tuple[int, Any]], instruction: str, epoch: int) -> Observation:
         position, orientation = entries[POSE][1]
         stamps = {role: entries[role][0] for role in self.cameras}
-        stamps["state"] = min(entries[POSE][0], entries[GRIPPER][0])
+        stamps |= {part: entries[part][0] for part in STATE_PARTS}
+        stamps["state"] = min(stamps[part] for part in STATE_PARTS)
         if self.privileged:
             stamps["privileged"] = entries[PRIVILEGED][0]
         return Observation(
