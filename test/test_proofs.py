@@ -1,0 +1,149 @@
+"""The proofs that need no ROS: they hold, and each of them sees what it is there to see."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from bitvla_ros.control.player import decelerated
+from bitvla_ros.evaluation.proofs.findings import Fault, Fuzz, Promise, Trial, result_of
+from bitvla_ros.evaluation.proofs.stale import KINDS, prove_stale
+from bitvla_ros.evaluation.proofs.stopping import Sent, bad_commands, find_stop, problems_of
+from bitvla_ros.policy import gate as gate_module
+from bitvla_ros.policy.gate import Gate
+
+STEP = 50_000_000
+
+
+def nothing(trials: int) -> None:
+    pass
+
+
+# ---- stale observations
+
+
+def test_no_false_stamp_and_no_frozen_camera_gets_through():
+    promise = prove_stale(30 * len(KINDS), seed=3, advance=nothing)
+    assert promise.met and promise.trials == 30 * len(KINDS), promise.examples
+
+
+@pytest.mark.parametrize(
+    ("removed", "kinds"),
+    [
+        ("_check_frozen", {"frozen"}),
+        ("_check_times", {"stale", "silent", "future"}),
+    ],
+)
+def test_a_gate_that_misses_a_check_is_found_out(monkeypatch, removed, kinds):
+    monkeypatch.setattr(Gate, removed, lambda *_: None)
+    promise = prove_stale(10 * len(KINDS), seed=0, advance=nothing)
+    assert not promise.met and promise.violations >= 5 * len(kinds)
+    assert {example.split()[0] for example in promise.examples} & kinds
+
+
+def test_a_state_whose_newer_part_is_not_looked_at_is_found_out(monkeypatch):
+    """The pose may be from the future while the gripper's stamp, the older one, is good."""
+    monkeypatch.setattr(gate_module, "STATE_PARTS", ())
+    promise = prove_stale(20 * len(KINDS), seed=0, advance=nothing)
+    assert not promise.met and all(example.startswith("future") for example in promise.examples)
+
+
+def test_a_crash_is_a_miss(monkeypatch):
+    def crash(*_):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Gate, "check", crash)
+    promise = prove_stale(6, seed=0, advance=nothing)
+    assert promise.violations == 6 and "ZeroDivisionError" in promise.examples[0]
+
+
+# ---- where a stop begins
+
+
+def row(*sizes: float, holds: int = 3) -> list[Sent]:
+    """Commands a step apart with these offsets along x, then holds."""
+    given = [*sizes, *[0.0] * holds]
+    actions = [np.array([size, 0, size / 2, 0, 0, 0, 1], np.float32) for size in given]
+    return [Sent(index * STEP, index * STEP, 1, index >= len(sizes), action) for index, action in enumerate(actions)]
+
+
+def stopped_from(size: float, before: int = 5, ramp_steps: int = 4) -> list[Sent]:
+    action = np.array([size, 0, size / 2, 0, 0, 0, 1], np.float32)
+    ramp = [float(decelerated(action, step, ramp_steps, 1).action[0]) for step in range(1, ramp_steps)]
+    return row(*[size] * before, *ramp)
+
+
+@pytest.mark.parametrize("ramp_steps", [2, 4, 10])
+def test_the_first_command_of_a_ramp_is_where_the_stop_begins(ramp_steps):
+    commands = stopped_from(0.8, before=5, ramp_steps=ramp_steps)
+    assert find_stop(commands, since=3 * STEP, ramp_steps=ramp_steps) == 5
+    assert problems_of(commands, 5, ramp_steps) == []
+
+
+def test_a_hold_without_a_ramp_is_the_stop_and_is_abrupt():
+    commands = row(0.8, 0.8, 0.8, 0.8)
+    assert find_stop(commands, since=STEP, ramp_steps=4) == 4
+    assert "at once" in problems_of(commands, 4, 4)[0]
+
+
+def test_the_stop_of_an_arm_at_rest_is_a_hold():
+    commands = row(0.5, 0.2, 0.0, 0.0, 0.0, 0.0)
+    assert find_stop(commands, since=STEP, ramp_steps=4) == 6
+    assert problems_of(commands, 6, 4) == []
+
+
+def test_no_hold_is_no_stop():
+    assert find_stop(row(0.5, 0.5, holds=0), since=0, ramp_steps=4) is None
+    assert find_stop(stopped_from(0.5), since=100 * STEP, ramp_steps=4) is None
+
+
+def test_an_arm_that_moves_after_its_hold_is_found_out():
+    commands = stopped_from(0.8) + [Sent(60 * STEP, 60 * STEP, 1, False, np.array([0.1, 0, 0, 0, 0, 0, 1], np.float32))]
+    assert "again" in problems_of(commands, 5, 4)[0]
+
+
+def test_commands_that_no_arm_should_be_sent_are_found():
+    good, bad = np.ones(7, np.float32), np.ones(7, np.float32) * np.nan
+    assert bad_commands([Sent(0, 0, 1, False, good)]) == []
+    assert "not finite" in bad_commands([Sent(0, 0, 1, False, bad)])[0]
+    assert "beyond" in bad_commands([Sent(0, 0, 1, False, 2 * good)])[0]
+
+
+# ---- the JSON
+
+
+def test_the_result_has_the_names_that_were_fixed():
+    fault = Fault("policy_sigkill", (Trial(80.0), Trial(100.0), Trial(None, ("no stop",))))
+    rate = Promise("player_rate", 100, 0, 0.05, "%", 0.1, player={"rate_hz": 100.0, "misses": 1, "jitter_ms": {"p99": 1.0}})
+    result = result_of([fault, rate, Fuzz("fuzz", 10, 0, 0, 0)])
+    assert json.loads(json.dumps(result)) == result
+    assert result["faults"] == [
+        {"name": "policy_sigkill", "trials": 3, "stopped": 2, "stop_ms": {"p50": 100.0, "p99": 100.0, "max": 100.0}, "violations": 1}
+    ]
+    assert result["promises"] == [
+        {"name": "player_rate", "trials": 100, "violations": 0, "value": 0.05, "unit": "%", "target": 0.1, "met": True}
+    ]
+    assert {"messages": 10, "crashes": 0, "nonfinite_out": 0}.items() <= result["fuzz"].items()
+    assert result["player"]["jitter_ms"]["p99"] == 1.0
+    assert "no stop" in result["error"]
+
+
+@pytest.mark.parametrize(
+    "finding",
+    [
+        Fault("camera_loss", (Trial(80.0, ("moved again",)),)),
+        Fault("policy_sigkill", (Trial(101.0),), p99_ms=100.0),
+        Promise("seam", 10, 1, 0.0, "steps", 0.0),
+        Promise("lifecycle", 10, 0, 2.0, "KiB", 1.0),
+        Fuzz("fuzz", 10, 1, 0, 0),
+        Fuzz("fuzz", 10, 0, 0, 1),
+    ],
+)
+def test_a_broken_promise_is_an_error(finding):
+    assert finding.name in result_of([finding])["error"]
+
+
+def test_nothing_wrong_is_no_error():
+    assert "error" not in result_of([Fault("camera_loss", (Trial(80.0),)), Promise("seam", 10, 0, 0.0, "steps", 0.0)])
