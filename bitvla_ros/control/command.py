@@ -25,3 +25,22 @@ class Command:
     action: NDArray[np.float32]
     hold: bool
     epoch: int
+
+
+@dataclass(frozen=True)
+class Setpoint:
+    """Where an arm should be at one moment, and how fast it should be moving.
+
+    position: float64 [3], m. orientation: float64 [4] xyzw. linear, angular: float64 [3], m/s and rad/s, the mean over the time since
+    the setpoint before, so that position and velocity say the same. All in the frame of the measured pose, with the world's axes.
+    gripper: -1 open ... +1 closed, what was commanded last; exactly 0 until something was: send nothing then.
+    hold: at rest, and asked to be. epoch: of the task that it serves, or whose stop it belongs to.
+    """
+
+    position: NDArray[np.float64]
+    orientation: NDArray[np.float64]
+    linear: NDArray[np.float64]
+    angular: NDArray[np.float64]
+    gripper: float
+    hold: bool
+    epoch: int
