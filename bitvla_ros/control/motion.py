@@ -1,0 +1,190 @@
+"""What an action means to an arm: offsets at the control rate become setpoints at any rate, smoothly and inside limits.
+
+A policy's offsets do not say how the arm moves: they were answered by the controller that it was trained with, and that controller
+never gets to the goal within a control step. So the offsets go through a model of it. The model's state is the setpoint itself, and
+whatever comes in, the setpoint keeps to the limits of speed and acceleration.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .command import ArmState, Setpoint
+from .rotation import turn_between, turned
+
+Array = NDArray[np.float64]
+
+MODELS = ("spring", "scaled")
+
+# robosuite's OSC_POSE, as in simulation/operational_space.py
+POSITION_SCALE = 0.05  # m at full scale
+ROTATION_SCALE = 0.5  # rad at full scale
+STIFFNESS = 150.0  # 1/s^2
+ROTATION_STIFFNESS = 75.0  # 1/s^2, which has the response that was measured
+DAMPING = 2.0 * math.sqrt(STIFFNESS)  # 1/s
+
+_NOTHING = np.zeros(3)
+
+
+@dataclass(frozen=True)
+class MotionConfig:
+    """model: what an offset means.
+        spring: a goal 0.05 m and 0.5 rad away at full scale, renewed every control step and tracked as the training controller does.
+            A rotation of exactly zero keeps the last goal of orientation, as robosuite does.
+        scaled: a velocity of metres_per_unit (m) and radians_per_unit (rad) a control step, reached linearly within the step.
+    speed (m/s), angular_speed (rad/s), acceleration (m/s2), angular_acceleration (rad/s2): what setpoints keep to, as norms."""
+
+    model: str = "spring"
+    metres_per_unit: float = 0.0135
+    radians_per_unit: float = 0.07
+    speed: float = 0.5
+    angular_speed: float = 2.5
+    acceleration: float = 20.0
+    angular_acceleration: float = 100.0
+
+    def __post_init__(self) -> None:
+        if self.model not in MODELS:
+            raise ValueError(f"motion is {self.model!r}; it can be {' or '.join(MODELS)}")
+        for name in ("metres_per_unit", "radians_per_unit", "speed", "angular_speed", "acceleration", "angular_acceleration"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}; it is above 0 and finite")
+
+
+class _Axis:
+    """Translation or rotation: its velocity, and the limits that it keeps."""
+
+    def __init__(self, stiffness: float, speed: float, acceleration: float) -> None:
+        self._slow = DAMPING / 2.0
+        self._split = math.sqrt(max(self._slow**2 - stiffness, 0.0))  # of the two poles; 0: critically damped
+        self._stiffness, self._speed, self._acceleration = stiffness, speed, acceleration
+        self.mean = self.now = _NOTHING  # velocity over the last step, which is what goes out, and at its end
+
+    def track(self, error: Array, dt: float) -> Array:
+        """The displacement of `dt` seconds of a spring that is `error` away from its goal: the exact response, within the limits."""
+        if dt <= 0.0:
+            return _NOTHING
+        decay, r = math.exp(-self._slow * dt), self._split
+        stay, go = decay * math.cosh(r * dt), decay * (math.sinh(r * dt) / r if r > 1e-6 else dt)
+        after = stay * error + go * (self.now + self._slow * error)
+        velocity = stay * self.now - go * (self._slow * self.now + self._stiffness * error)
+        mean = (after - error) / dt
+        displacement = self.approach(mean, dt)
+        # Where the limits bite, the spring goes on from what the arm was really told.
+        self.now = self.mean + shortened(velocity - mean, self._acceleration * dt / 2.0)
+        return displacement
+
+    def approach(self, velocity: Array, dt: float) -> Array:
+        """The displacement of `dt` seconds in which the velocity comes as near to this one as the limits allow."""
+        change = shortened(shortened(velocity, self._speed) - self.mean, self._acceleration * dt)
+        self.mean = self.now = self.mean + change
+        return self.mean * dt
+
+
+class Motion:
+    """Owns the setpoint: where the arm is told to be, and how fast. One of `reset` and `resume` comes before the first `step`."""
+
+    def __init__(self, config: MotionConfig, hz: float) -> None:
+        """hz: the control rate."""
+        self.config = config
+        self._step = 1.0 / hz
+        self._translation = _Axis(STIFFNESS, config.speed, config.acceleration)
+        self._rotation = _Axis(ROTATION_STIFFNESS, config.angular_speed, config.angular_acceleration)
+        self._gripper = 0.0
+        self._place(_NOTHING, np.array([0.0, 0.0, 0.0, 1.0]))
+
+    def reset(self, arm: ArmState) -> None:
+        """At rest where the arm is measured. The gripper keeps its last command."""
+        self._translation.mean = self._translation.now = self._rotation.mean = self._rotation.now = _NOTHING
+        self._place(np.array(arm.position, np.float64), turned(np.asarray(arm.orientation, np.float64), _NOTHING))
+
+    def resume(self, setpoint: Setpoint) -> None:
+        """Go on from what really went out."""
+        self._translation.mean = self._translation.now = setpoint.linear
+        self._rotation.mean = self._rotation.now = setpoint.angular
+        self._gripper = setpoint.gripper
+        self._place(setpoint.position, setpoint.orientation)
+
+    def rebase(self, arm: ArmState) -> None:
+        """Be where the arm is measured, at the velocity of before: for an arm that somebody else moves."""
+        moved = np.asarray(arm.position, np.float64) - self._position
+        turn = turn_between(self._orientation, np.asarray(arm.orientation, np.float64))
+        self._position, self._base = self._position + moved, self._base + moved
+        self._orientation, self._from, self._goal = (turned(q, turn) for q in (self._orientation, self._from, self._goal))
+
+    def step(self, action: NDArray[np.float32] | None, dt: float, renew: bool | None = None) -> Setpoint:
+        """The setpoint `dt` seconds after the last one.
+
+        action: float32 [7], a row of an ActionChunk; None (or one that is not finite): come to rest, as fast as the limits allow.
+        renew: a control step begins with this action; None: the model counts the time itself."""
+        if not dt >= 0.0:
+            raise ValueError(f"dt is {dt} s; time does not run backwards")
+        if action is None or not np.isfinite(action).all():
+            return self._rest(dt)
+        begins = self._phase >= self._step * (1.0 - 1e-6) if renew is None else renew
+        if begins:
+            self._base, self._from, self._phase = self._position, self._orientation, 0.0
+        offset = np.asarray(action[:6], np.float64)
+        self._gripper = float(action[6])
+        if self.config.model == "spring":
+            moved, turn = self._track(offset, dt)
+        else:
+            moved, turn = self._scale(offset, dt)
+        self._phase += dt
+        self._position = self._position + moved
+        self._orientation = turned(self._orientation, turn)
+        return self._setpoint(hold=False)
+
+    def _track(self, offset: Array, dt: float) -> tuple[Array, Array]:
+        if offset[3:].any():
+            self._goal = turned(self._from, ROTATION_SCALE * offset[3:])
+        elif not offset.any():
+            self._goal = self._from
+        moved = self._translation.track(self._position - self._base - POSITION_SCALE * offset[:3], dt)
+        return moved, self._rotation.track(turn_between(self._goal, self._orientation), dt)
+
+    def _scale(self, offset: Array, dt: float) -> tuple[Array, Array]:
+        share = min(1.0, dt / max(self._step - self._phase, dt)) if dt > 0.0 else 0.0
+        linear = offset[:3] * (self.config.metres_per_unit / self._step)
+        angular = offset[3:] * (self.config.radians_per_unit / self._step)
+        return (
+            self._translation.approach(self._translation.mean + share * (linear - self._translation.mean), dt),
+            self._rotation.approach(self._rotation.mean + share * (angular - self._rotation.mean), dt),
+        )
+
+    def _rest(self, dt: float) -> Setpoint:
+        moved, turn = self._translation.approach(_NOTHING, dt), self._rotation.approach(_NOTHING, dt)
+        self._place(self._position + moved, turned(self._orientation, turn))
+        return self._setpoint(hold=not (self._translation.mean.any() or self._rotation.mean.any()))
+
+    def _place(self, position: Array, orientation: Array) -> None:
+        """Whatever was asked for before is over: goals are where the setpoint is, and the next action begins a control step."""
+        self._position = self._base = position
+        self._orientation = self._from = self._goal = orientation
+        self._phase = math.inf
+
+    def _setpoint(self, hold: bool) -> Setpoint:
+        return Setpoint(self._position, self._orientation, self._translation.mean, self._rotation.mean, self._gripper, hold, 0)
+
+
+def braked(setpoint: Setpoint, dt: float, acceleration: float, angular_acceleration: float) -> Setpoint:
+    """The setpoint `dt` seconds into a stop at these decelerations; a hold once it is at rest. The gripper keeps its last command."""
+    linear = setpoint.linear - shortened(setpoint.linear, acceleration * dt)
+    angular = setpoint.angular - shortened(setpoint.angular, angular_acceleration * dt)
+    return replace(
+        setpoint,
+        position=setpoint.position + linear * dt,
+        orientation=turned(setpoint.orientation, angular * dt),
+        linear=linear,
+        angular=angular,
+        hold=not (linear.any() or angular.any()),
+    )
+
+
+def shortened(vector: Array, length: float) -> Array:
+    """The vector, or one of this length in its direction where it is longer."""
+    norm = math.sqrt(float(vector @ vector))
+    return vector if norm <= length else vector * (length / norm)
