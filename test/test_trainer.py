@@ -8,7 +8,6 @@ import math
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,7 +20,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from training import Demonstrations, samples, tiny_model
+from training import Demonstrations, in_two_processes, samples, tiny_model
 
 from bitvla_ros.training.dataset import DatasetError
 from bitvla_ros.training.log import read, smooth
@@ -152,20 +151,7 @@ def test_workers_change_nothing(tmp_path, workers):
 
 def test_two_processes_have_the_gradient_of_the_joined_batch(tmp_path):
     pytest.importorskip("accelerate")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = {
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "ACCELERATE_USE_CPU": "true",
-    }
-    both = [start(tmp_path / "two", {"batch_size": 2, "steps": 1}, "None", RANK=str(i), LOCAL_RANK=str(i), **shared) for i in range(2)]
-    for process in both:
-        _, errors = process.communicate(timeout=100)
-        assert process.returncode == 0, errors
+    in_two_processes(["-c", RUN % "None", str(tmp_path / "two"), json.dumps({"batch_size": 2, "steps": 1})])
     Trainer(tiny_model(activation_bits=None), samples(), replace(CONFIG, steps=1, batch_size=4), tmp_path / "one").run()
     assert_same_gradient(tmp_path / "two", tmp_path / "one")
     assert float(read(tmp_path / "two" / "log.csv")[0]["loss"]) == pytest.approx(
@@ -197,10 +183,10 @@ group.finish()
 """
 
 
-def start(folder: Path, changes: dict[str, object], bits: str = "8", **environment: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", RUN % bits, str(folder), json.dumps(changes)]
+def start(folder: Path, changes: dict[str, object]) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", RUN % "8", str(folder), json.dumps(changes)]
     path = os.pathsep.join([str(TEST), str(TEST.parent)])
-    return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path, **environment}, stderr=subprocess.PIPE, text=True, cwd=TEST)
+    return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, stderr=subprocess.PIPE, text=True, cwd=TEST)
 
 
 def wait_for_state(folder: Path, process: subprocess.Popen[str]) -> None:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -98,3 +103,32 @@ def tiny_model(activation_bits: int | None = 8, seed: int = 0) -> BitVLA:
     weights = {name: torch.cat(list(parts)) for name, _, parts in draw(model, seed=seed, dtype=torch.float32)}
     model.load_state_dict(weights, assign=True)
     return model.requires_grad_(True)
+
+
+def in_two_processes(arguments: Sequence[str], **environment: str) -> list[str]:
+    """Run `python ARGUMENTS` as `accelerate launch` would in two processes on the CPU; what each writes to stdout."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    test = Path(__file__).parent
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    shared |= {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": os.pathsep.join([str(test), str(test.parent)]), **environment}
+    both = [
+        subprocess.Popen(
+            [sys.executable, *arguments],
+            env={**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=test,
+        )
+        for rank in "01"
+    ]
+    try:
+        results = [process.communicate(timeout=100) for process in both]
+    finally:
+        for process in both:
+            process.kill()
+    for process, (_, errors) in zip(both, results, strict=True):
+        assert process.returncode == 0, errors
+    return [output for output, _ in results]

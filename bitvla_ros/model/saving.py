@@ -29,6 +29,7 @@ def save_checkpoint(
     model: BitVLA,
     folder: str | Path,
     *,
+    weights: Mapping[str, Tensor] | None = None,
     tokenizer: Any = None,
     statistics: Mapping[str, Any] | None = None,
     step: int = 0,
@@ -36,10 +37,11 @@ def save_checkpoint(
 ) -> Path:
     """Write the master weights and all that belongs to them; what stood in `folder` is replaced. Returns the folder's absolute path.
 
-    tokenizer: a transformers tokenizer; None where the model comes from a checkpoint (model.path), whose files are taken over, as are
-    the other files and keys of config.json that say nothing of weights. statistics: content of dataset_statistics.json, by default the
-    model's own. step: of training, in the names of the heads' files. dtype: of all weights but those of the proprio projector, which
-    are float32, as in the reference. The unused output vocabulary is the old checkpoint's, or a copy of the embedding.
+    weights: the model's state, where its own tensors are not whole in this process. tokenizer: a transformers tokenizer; None where
+    the model comes from a checkpoint (model.path), whose files are taken over, as are the other files and keys of config.json that say
+    nothing of weights. statistics: content of dataset_statistics.json, by default the model's own. step: of training, in the names of
+    the heads' files. dtype: of all weights but those of the proprio projector, which are float32, as in the reference. The unused
+    output vocabulary is the old checkpoint's, or a copy of the embedding.
     Written under another name and then renamed. Raises CheckpointError.
     """
     if model.backend is not None:
@@ -54,7 +56,7 @@ def save_checkpoint(
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
         try:
-            _write_weights(model, partial, step, dtype)
+            _write_weights(model, model.state_dict() if weights is None else weights, partial, step, dtype)
             if source is None:
                 _write_tokenizer(tokenizer, partial)
             _write_descriptions(model, partial, source, dtype)
@@ -86,8 +88,8 @@ def _belongs(name: str, theirs: str) -> bool:
 # --- weights --------------------------------------------------------------------------------------------------------------
 
 
-def _write_weights(model: BitVLA, folder: Path, step: int, dtype: torch.dtype) -> None:
-    tensors = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+def _write_weights(model: BitVLA, weights: Mapping[str, Tensor], folder: Path, step: int, dtype: torch.dtype) -> None:
+    tensors = {name: tensor.detach() for name, tensor in weights.items()}
     heads = {name: tensor for name, tensor in tensors.items() if name.startswith(HEADS)}
     body = {reference_name(name): tensor for name, tensor in tensors.items() if name not in heads}
     body[LM_HEAD] = _lm_head(model, tensors[EMBEDDING])

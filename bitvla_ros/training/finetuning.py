@@ -11,6 +11,7 @@ EXAMPLES = """\
   bitvla train random:nano --dataset demos --output run --steps 20000 --batch-size 32 --learning-rate 5e-4
   bitvla train CHECKPOINT --dataset demos --output run --accumulate 8          a checkpoint's folder or Hugging Face id
   accelerate launch -m bitvla_ros.cli train CHECKPOINT --dataset demos --output run          on every GPU there is
+  accelerate launch --use_fsdp -m bitvla_ros.cli train CHECKPOINT --dataset demos --output run     for GPUs too small for the whole
 The same command again goes on where a run was stopped or killed. run/checkpoint is what bitvla eval and bitvla pack take."""
 
 FULL_PRECISION = ("vision", "language", "all")

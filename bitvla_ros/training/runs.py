@@ -62,7 +62,9 @@ def train_on(
     checkpoint = output.expanduser() / CHECKPOINT
 
     def save(step: int) -> None:
-        save_checkpoint(model, checkpoint, tokenizer=tokenizer, step=step)
+        weights = group.weights(model)
+        if group.first:
+            save_checkpoint(model, checkpoint, weights=weights, tokenizer=tokenizer, step=step)
 
     trainer = Trainer(
         model,

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..model.safetensors_file import FormatError, SafetensorsWriter, map_file, read_header
+from .processes import Processes
 
 TENSORS, DESCRIPTION = "tensors.safetensors", "state.json"
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's, by its own names
@@ -29,13 +30,22 @@ class StateError(RuntimeError):
 
 
 def save_state(
-    output: Path, step: int, settings: Mapping[str, Any], parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.AdamW
+    output: Path,
+    step: int,
+    settings: Mapping[str, Any],
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.AdamW,
+    processes: Processes,
 ) -> None:
-    """Write the state after `step` steps, then remove older ones."""
+    """Write the state after `step` steps, then remove older ones; in the first process, to which all others give their parts."""
     tensors: dict[str, Tensor] = {}
     for name, parameter in parameters.items():
         tensors[f"weight.{name}"] = parameter.detach()
         tensors |= {f"{moment}.{name}": optimizer.state[parameter][moment] for moment in MOMENTS}
+    if not processes.first:
+        for tensor in tensors.values():
+            processes.whole(tensor)
+        return
     partial = output / ".state.partial"
     try:
         shutil.rmtree(partial, ignore_errors=True)
@@ -43,7 +53,7 @@ def save_state(
         specs = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
         with SafetensorsWriter(partial / TENSORS, specs) as file:
             for name, tensor in tensors.items():
-                file.write(name, [tensor.cpu()])
+                file.write(name, [processes.whole(tensor).cpu()])
         with (partial / DESCRIPTION).open("w") as description:
             json.dump({"step": step, "settings": dict(settings)}, description, indent=2)
             description.flush()
@@ -66,7 +76,13 @@ def states(output: Path) -> list[Path]:
     return sorted(path for path in output.glob("state-*") if re.fullmatch(r"state-\d{8,}", path.name)) if output.is_dir() else []
 
 
-def load_state(output: Path, settings: Mapping[str, Any], parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.AdamW) -> int:
+def load_state(
+    output: Path,
+    settings: Mapping[str, Any],
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.AdamW,
+    processes: Processes,
+) -> int:
     """Put the newest state into parameters and optimizer; returns its step, 0 where there is none. Raises StateError."""
     found = states(output)
     if not found:
@@ -89,9 +105,9 @@ def load_state(output: Path, settings: Mapping[str, Any], parameters: Mapping[st
         raise StateError(f"{path} has {sorted(tensors.keys() ^ expected)[0]} or lacks it: it belongs to another model")
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.copy_(tensors[f"weight.{name}"])
+            parameter.copy_(processes.part(tensors[f"weight.{name}"], parameter))
             optimizer.state[parameter] = {
                 "step": torch.tensor(float(step), device=parameter.device),
-                **{moment: tensors[f"{moment}.{name}"].to(parameter.device, copy=True) for moment in MOMENTS},
+                **{moment: processes.part(tensors[f"{moment}.{name}"], parameter) for moment in MOMENTS},
             }
     return step

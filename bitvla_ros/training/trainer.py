@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from ..model import BitVLA
 from .log import Log, draw_curves
 from .objective import Batch, Objective, action_errors, oft_objective
-from .processes import Processes
+from .processes import Processes, own
 from .samples import Samples
 from .schedule import warmup_cosine
 from .state import load_state, save_state
@@ -73,8 +73,9 @@ class Trainer:
     """Trains, in place, the parameters of `model` that require gradients, on `samples`.
 
     output: folder of log.csv, curves.png and the state. objective: what is minimised. validation: samples that are not trained on.
-    save: called with the number of steps taken, whenever the state is saved too, to write the model. settings: whatever else decides
-    the outcome (data, seed), as JSON; a run that stands in `output` is continued if its settings are the same, else StateError.
+    save: called in every process with the number of steps taken, whenever the state is saved too, to write the model. settings:
+    whatever else decides the outcome (data, seed), as JSON; a run that stands in `output` is continued if its settings are the same,
+    else StateError.
     """
 
     def __init__(
@@ -94,11 +95,14 @@ class Trainer:
         self.validation, self.save = validation, save
         self.processes = processes or Processes()
         self.settings = {**config.settings(), **(settings or {}), "processes": self.processes.count}
-        self.model = model.to(self.processes.device, torch.bfloat16 if config.direct_bf16 else torch.float32).train()
+        if self.processes.sharded:
+            self.settings["sharded"] = True
+        self.model = model.to(torch.bfloat16 if config.direct_bf16 else torch.float32).train()
         if config.checkpointing:
             recompute_layers(model)
         if config.compile:
             compile_layers(model)
+        self._wrapped = self.processes.wrap(self.model)
         self.parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         vision = [parameter for name, parameter in self.parameters.items() if name.startswith("vision.")]
         rest = [parameter for name, parameter in self.parameters.items() if not name.startswith("vision.")]
@@ -107,14 +111,14 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             [{"params": group, "lr": rate} for group, rate in self._groups], weight_decay=config.weight_decay, fused=True
         )
-        self._wrapped = self.processes.wrap(self.model)
-        self._stop = False
+        self._asked = False  # to stop, by a signal to this process
+        self._stop = False  # as all processes agreed
         self._drawn = time.monotonic()
 
     def run(self) -> dict[str, Any]:
         """Train to the end. Raises TrainingError, StateError, and KeyboardInterrupt after SIGINT or SIGTERM, once the state is saved."""
         self.output.mkdir(parents=True, exist_ok=True)
-        first = load_state(self.output, self.settings, self.parameters, self.optimizer)
+        first = load_state(self.output, self.settings, self.parameters, self.optimizer, self.processes)
         self.log = Log(self.output / "log.csv", first) if self.processes.first else None
         began, step = time.monotonic(), first
         progress = _Progress(self.config, self.processes, first)
@@ -176,15 +180,15 @@ class Trainer:
 
     def _gradient_norm(self) -> Tensor:
         gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
-        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients]).float())
+        norm = self.processes.norm(gradients)
         if self.config.clip is not None:
             share = (self.config.clip / (norm + 1e-6)).clamp(max=1.0)
             for gradient in gradients:
-                gradient.mul_(share.to(gradient.dtype))
+                own(gradient).mul_(share.to(gradient.dtype))
         return norm
 
     def _flag(self) -> Tensor:
-        return torch.tensor(float(self._stop), device=self.processes.device)
+        return torch.tensor(float(self._asked), device=self.processes.device)
 
     def _diagnosis(self, step: int, losses: list[Tensor], row: Mapping[str, float]) -> str:
         what = "the loss" if not math.isfinite(row["loss"]) else "the gradient"
@@ -231,7 +235,7 @@ class Trainer:
 
     def _validate(self) -> dict[str, float]:
         errors: dict[str, float] = {}
-        if self.validation is not None and self.processes.first:
+        if self.validation is not None and (self.processes.first or self.processes.sharded):
             with self._autocast(), torch.compiler.set_stance("force_eager"):
                 errors = validate(self.model, self.validation)
             self.model.train()
@@ -239,14 +243,13 @@ class Trainer:
         return {f"validation_{name}": value for name, value in errors.items()}
 
     def _save(self, step: int) -> None:
-        if self.processes.first:
-            if self.save is not None:
-                self.save(step)
-            save_state(self.output, step, self.settings, self.parameters, self.optimizer)
-            if step == self.config.steps or self._stop or time.monotonic() - self._drawn > DRAW_SECONDS:
-                with contextlib.suppress(ImportError):  # no matplotlib: log.csv has it all
-                    draw_curves(self.output / "log.csv", self.output / "curves.png")
-                self._drawn = time.monotonic()
+        if self.save is not None:
+            self.save(step)
+        save_state(self.output, step, self.settings, self.parameters, self.optimizer, self.processes)
+        if self.processes.first and (step == self.config.steps or self._stop or time.monotonic() - self._drawn > DRAW_SECONDS):
+            with contextlib.suppress(ImportError):  # no matplotlib: log.csv has it all
+                draw_curves(self.output / "log.csv", self.output / "curves.png")
+            self._drawn = time.monotonic()
         self.processes.wait()
 
     def _last(self) -> dict[str, float | None]:
@@ -263,7 +266,7 @@ class Trainer:
             return
 
         def stop(number: int, frame: Any) -> None:
-            self._stop = True
+            self._asked = True
             for kind, handler in before.items():
                 signal.signal(kind, handler)
 
