@@ -42,3 +42,15 @@ def turn_between(start: Array, end: Array) -> Array:
         return np.zeros(3)
     scale = 2.0 * math.atan2(sine, abs(w)) / sine * (1.0 if w >= 0.0 else -1.0)
     return np.array([x * scale, y * scale, z * scale])
+
+
+def matrix(quaternion: Array) -> Array:
+    """float64 [3, 3], whose columns are the body's axes in the world. The quaternion's length is 1."""
+    x, y, z, w = quaternion.tolist()
+    return np.array(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+            [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+            [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
+        ]
+    )
