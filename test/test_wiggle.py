@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from bitvla_ros.control.rotation import matrix, turn_between, turned
-from bitvla_ros.control.wiggle import ANGLE, DISTANCE, DURATION, MOTIONS, Motion, Seen, diagnose, judge, judge_gripper
+from bitvla_ros.control.wiggle import DURATION, MOTIONS, Motion, Seen, diagnose, judge, judge_gripper
 
 NONE = np.array([0.0, 0.0, 0.0, 1.0])
 DOWN = turned(np.array([1.0, 0.0, 0.0, 0.0]), np.array([0.2, 0.3, 0.4]))  # a hand that points down, roughly
@@ -170,15 +170,27 @@ def test_the_gripper_is_judged(opened, closed, words):
 
 
 @pytest.mark.parametrize("motion", MOTIONS, ids=lambda motion: motion.name)
-def test_a_motion_starts_and_ends_at_rest_and_its_velocity_is_that_of_its_pose(motion: Motion):
-    start = np.array([0.4, 0.1, 0.3]), DOWN
-    times = np.linspace(0, DURATION, 401)
-    path = [motion.at(start, time) for time in times]
-    assert (path[0][0] == start[0]).all() and not path[0][2].any() and not path[-1][2].any() and not path[-1][3].any()
-    assert motion.at(start, 9.0)[0] == pytest.approx(path[-1][0])
+def test_a_motion_goes_smoothly_from_rest_to_rest(motion: Motion):
+    start, step = (np.array([0.4, 0.1, 0.3]), DOWN), DURATION / 400
+    path = [motion.at(start, time) for time in np.arange(-1, 402) * step]
+    assert (path[0][0] == start[0]).all() and path[-1][0] == pytest.approx(path[-2][0])
     done = turn_between(DOWN, path[-1][1]) if motion.turn else path[-1][0] - start[0]
-    assert done == pytest.approx((ANGLE if motion.turn else DISTANCE) * motion.sign * np.eye(3)[motion.axis], abs=1e-9)
-    for before, after in itertools.pairwise(path):
-        step = times[1]
-        assert (after[0] - before[0]) / step == pytest.approx((before[2] + after[2]) / 2, abs=1e-4)
-        assert turn_between(before[1], after[1]) / step == pytest.approx((before[3] + after[3]) / 2, abs=1e-3)
+    assert done == pytest.approx(motion.vector, abs=1e-9)
+    if motion.turn:
+        assert all((position == start[0]).all() for position, _ in path)
+        speeds = np.array([np.linalg.norm(turn_between(a, b)) for (_, a), (_, b) in itertools.pairwise(path)]) / step
+    else:
+        assert all((orientation == DOWN).all() for _, orientation in path)
+        speeds = np.linalg.norm(np.diff([position for position, _ in path], axis=0), axis=1) / step
+    assert speeds[0] == pytest.approx(0, abs=1e-6) and speeds[-1] == pytest.approx(0, abs=1e-6)
+    assert speeds.max() <= 1.9 * motion.size / DURATION  # 47 mm/s, 0.23 rad/s
+    assert np.abs(np.diff(speeds)).max() / step <= 5.8 * motion.size / DURATION**2
+
+
+def test_words_of_a_turn_follow_from_its_axis():
+    """A point ahead of the hand, or to its left, goes where the words say."""
+    ahead, left = np.eye(3)[0], np.eye(3)[1]
+    by_name = {motion.name: matrix(turned(NONE, motion.vector)) for motion in MOTIONS if motion.turn}
+    assert (by_name["+pitch"] @ ahead)[2] < 0 and "front down" in next(m.words for m in MOTIONS if m.name == "+pitch")
+    assert (by_name["+roll"] @ left)[2] > 0 and "left side up" in next(m.words for m in MOTIONS if m.name == "+roll")
+    assert (by_name["+yaw"] @ ahead)[1] > 0 and "anticlockwise" in next(m.words for m in MOTIONS if m.name == "+yaw")

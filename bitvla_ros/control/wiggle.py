@@ -28,6 +28,22 @@ OPENING = 0.01  # m: what the gripper must open at least
 
 _SHIFTS, _TURNS = ("x", "y", "z"), ("roll", "pitch", "yaw")
 
+# What a bystander sees, who looks from the arm's base to where it reaches (REP 103: x forward, y left, z up; right-handed turns).
+_WORDS = {
+    "+x": "forwards, away from the base",
+    "-x": "backwards, towards the base",
+    "+y": "to the left",
+    "-y": "to the right",
+    "+z": "up",
+    "-z": "down",
+    "+roll": "its right side down, its left side up",
+    "-roll": "its left side down, its right side up",
+    "+pitch": "its front down",
+    "-pitch": "its front up",
+    "+yaw": "anticlockwise, seen from above",
+    "-yaw": "clockwise, seen from above",
+}
+
 
 @dataclass(frozen=True)
 class Motion:
@@ -46,6 +62,11 @@ class Motion:
         return ("+" if self.sign > 0 else "-") + self.axis_name
 
     @property
+    def words(self) -> str:
+        """The motion as somebody sees it who stands behind the base."""
+        return f"{'turns' if self.turn else 'moves'} {_WORDS[self.name]}"
+
+    @property
     def size(self) -> float:
         """m or rad"""
         return ANGLE if self.turn else DISTANCE
@@ -55,16 +76,15 @@ class Motion:
         """float64 [3], m or rad, axes of the pose's frame."""
         return self.sign * self.size * np.eye(3)[self.axis]
 
-    def at(self, start: tuple[Array, Array], time: float) -> tuple[Array, Array, Array, Array]:
-        """Where the motion is `time` s after it began at the pose `start`, with minimum jerk: position [3], m, orientation [4] xyzw,
-        linear [3], m/s, and angular velocity [3], rad/s."""
+    def at(self, start: tuple[Array, Array], time: float) -> tuple[Array, Array]:
+        """Where the motion is `time` s after it began at rest at the pose `start`, with minimum jerk: position [3], m, orientation [4]
+        xyzw. It ends after DURATION, at rest."""
         share = min(max(time / DURATION, 0.0), 1.0)
         done = share**3 * (10.0 + share * (6.0 * share - 15.0))
-        rate = 30.0 * share**2 * (1.0 - share) ** 2 / DURATION
         position, orientation = start
         if self.turn:
-            return position, turned(orientation, done * self.vector), np.zeros(3), rate * self.vector
-        return position + done * self.vector, orientation, rate * self.vector, np.zeros(3)
+            return position, turned(orientation, done * self.vector)
+        return position + done * self.vector, orientation
 
 
 MOTIONS = tuple(Motion(axis, sign, turn) for turn in (False, True) for axis in range(3) for sign in (1, -1))
