@@ -6,6 +6,7 @@ import errno
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from training import Demonstrations
 from bitvla_ros.model import BitVLA, CheckpointError, build, load_checkpoint, pack_model
 from bitvla_ros.model.config import preset
 from bitvla_ros.model.saving import reference_name, save_checkpoint
-from bitvla_ros.model.tokenizer import tokenizer_of
+from bitvla_ros.model.tokenizer import byte_tokenizer, tokenizer_of
 from bitvla_ros.policy.bitvla import BitVLAPolicy
 from bitvla_ros.policy.observation import Observation
 from bitvla_ros.policy.prompt import Prompt, load_tokenizer
@@ -73,6 +74,55 @@ def test_config_keeps_the_references_keys_and_values(golden, tmp_path):
     }
     for part in ("vision_config", "text_config"):
         assert {key: after[part][key] for key in before[part]} == before[part]
+
+
+# What only the library that wrote the reference's files means by it, and what the reference's loader adds itself.
+THEIRS = {"_attn_implementation_autoset", "auto_map", "max_window_layers", "sliding_window", "transformers_version", "use_sliding_window"}
+
+
+def test_a_model_of_our_own_has_what_the_references_loader_reads(golden, tmp_path):
+    """File by file and key by key what stands in a checkpoint that the reference saved: its loader takes these names and no others."""
+    model = BitVLA(golden.load().config)
+    dataset = Demonstrations()
+    folder = save_checkpoint(model, tmp_path / "ours", tokenizer=byte_tokenizer(), statistics={"libero_goal": dataset.statistics}, step=9)
+    assert names(folder) == names(golden.checkpoint)
+    for stem in ("action_head", "proprio_projector"):  # it wants one file with the stem and "checkpoint" in its name
+        assert [path.name for path in folder.iterdir() if stem in path.name and "checkpoint" in path.name] == [f"{stem}--9_checkpoint.pt"]
+        ours, theirs = head(folder, stem), head(golden.checkpoint, stem)
+        assert {name: (x.shape, x.dtype) for name, x in ours.items()} == {name: (x.shape, x.dtype) for name, x in theirs.items()}
+
+    def read(folder: Path, name: str) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads((folder / name).read_text())
+        return content
+
+    ids = {"bos_token_id", "eos_token_id", "pad_token_id"}  # of another tokenizer
+    ours, theirs = (read(folder, "config.json") for folder in (folder, golden.checkpoint))
+    for mine, its in ((ours, theirs), *((ours[part], theirs[part]) for part in ("vision_config", "text_config"))):
+        assert its.keys() - mine.keys() <= THEIRS
+        assert {key: mine[key] for key in its.keys() - THEIRS - ids if not key.endswith("_config")} == {
+            key: its[key] for key in its.keys() - THEIRS - ids if not key.endswith("_config")
+        }
+    assert ours["text_config"]["pad_token_id"] < ours["text_config"]["vocab_size"], "the embedding table's padding row"
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        assert read(folder, name) == read(golden.checkpoint, name), name
+    (mine,), (its,) = (read(folder, "dataset_statistics.json").values() for folder in (folder, golden.checkpoint))
+    assert mine.keys() == its.keys() and all(mine[part].keys() == its[part].keys() for part in ("action", "proprio"))
+
+
+def test_the_references_version_of_transformers_can_read_the_tokenizer(golden, tmp_path):
+    """4.51 takes extra_special_tokens for a dict, where today's version writes a list; chat templates were keys, not yet files."""
+    dataset = Demonstrations()
+    model, tokenizer = starting_model(golden.checkpoint, dataset.statistics, dataset.name, dataset.fps)
+    folder = save_checkpoint(model, tmp_path / "tuned", tokenizer=tokenizer)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    before = json.loads((golden.checkpoint / "tokenizer_config.json").read_text())
+    assert isinstance(config.get("extra_special_tokens", {}), dict)
+    for key in ("additional_special_tokens", "chat_template", "bos_token", "eos_token", "pad_token", "model_max_length"):
+        assert config[key] == before[key], key
+    again = load_tokenizer(folder)
+    assert again.get_vocab() == tokenizer.get_vocab() and again.all_special_tokens == tokenizer.all_special_tokens
+    prompts = [Prompt(each, image_tokens=4, cameras=2)("push") for each in (again, load_tokenizer(golden.checkpoint))]
+    assert prompts[0].tolist() == prompts[1].tolist()
 
 
 def test_every_tensor_has_a_name_in_the_reference_and_no_two_the_same():

@@ -125,8 +125,12 @@ def _lm_head(model: BitVLA, embedding: Tensor) -> Tensor:
 def _write_tokenizer(tokenizer: Any, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
     config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    # what every version of transformers understands, the reference's old one too
-    config |= {"tokenizer_class": "PreTrainedTokenizerFast", "processor_class": "LlavaProcessor"}
+    # In words that every version of transformers understands. The reference's, 4.51, stops at a list of extra_special_tokens.
+    for key in ("backend", "is_local", "local_files_only"):
+        config.pop(key, None)
+    extra = config.pop("extra_special_tokens", [])
+    config |= {"additional_special_tokens": extra} if isinstance(extra, list) else {"extra_special_tokens": extra}
+    config |= {"tokenizer_class": "PreTrainedTokenizerFast", "processor_class": "LlavaProcessor", "chat_template": tokenizer.chat_template}
     _write_json(folder / "tokenizer_config.json", config)
 
 
@@ -139,6 +143,7 @@ def _write_descriptions(model: BitVLA, folder: Path, source: Path | None, dtype:
     _write_json(folder / "config.json", _config(model.config, raw, special, dtype))
     size = model.config.vision.image_size
     images = {
+        "do_convert_rgb": None,
         "do_normalize": True,
         "do_rescale": True,
         "do_resize": True,
@@ -152,6 +157,7 @@ def _write_descriptions(model: BitVLA, folder: Path, source: Path | None, dtype:
     }
     processor = {
         "image_token": "<|image_pad|>",
+        "num_additional_image_tokens": 0,
         "patch_size": model.config.vision.patch_size,
         "processor_class": "LlavaProcessor",
         "vision_feature_select_strategy": "full",
@@ -162,7 +168,10 @@ def _write_descriptions(model: BitVLA, folder: Path, source: Path | None, dtype:
 
 
 def _config(config: BitVLAConfig, raw: dict[str, Any], special: dict[str, int], dtype: torch.dtype) -> dict[str, Any]:
-    """config.json: the reference's keys, and ours for what it has no words for: attention, chunk and control_hz."""
+    """config.json: the reference's keys, and ours for what it has no words for: attention, chunk and control_hz.
+
+    Nor has it words for a language model in full precision (weight_bits, act_bits are ours): its own is ternary whatever stands there.
+    """
     vision, language = dict(vars(config.vision)), dict(vars(config.language))
     vision_ternary, language_ternary = vision.pop("ternary"), language.pop("ternary")
     old_vision, old_text = dict(raw.get("vision_config", {})), dict(raw.get("text_config", {}))
@@ -173,15 +182,23 @@ def _config(config: BitVLAConfig, raw: dict[str, Any], special: dict[str, int], 
     vision |= {
         "model_type": "siglip_vision_model",
         "num_channels": 3,
+        "attention_dropout": 0.0,
         "hidden_act": "gelu_pytorch_tanh",
         "vision_use_head": False,
         **({"vit_weight_bits": 1, "vit_act_bits": 8} if vision_ternary else {}),
     }
     language |= {"model_type": "BitNet", **({} if language_ternary else {"weight_bits": 32, "act_bits": 32})}
-    fresh_text = {"hidden_act": "silu", "max_position_embeddings": 4096, "tie_word_embeddings": False, **special}
+    fresh_text = {
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "hidden_act": "silu",  # the reference computes a squared ReLU whatever stands here
+        "initializer_range": 0.02,
+        "max_position_embeddings": 4096,
+        "tie_word_embeddings": False,
+        "use_cache": True,
+        **special,
+    }
     fresh = {
-        "architectures": ["BitVLAForActionPrediction"],
-        "model_type": "bitvla",
         "image_token_index": config.image_token_id,
         "image_seq_length": config.vision.num_patches,
         "multimodal_projector_bias": True,
@@ -196,6 +213,8 @@ def _config(config: BitVLAConfig, raw: dict[str, Any], special: dict[str, int], 
     return {
         **fresh,
         **raw,
+        "architectures": ["BitVLAForActionPrediction"],
+        "model_type": "bitvla",  # a base checkpoint may say llava
         "norm_stats": None,  # of older data, perhaps; dataset_statistics.json has what is valid
         "torch_dtype": str(dtype).removeprefix("torch."),
         "vision_config": {**old_vision, **vision},
