@@ -231,3 +231,17 @@ def test_frozen_and_skewed_cameras_are_refused(tmp_path) -> None:
 
         assert "at most 50 ms" in robot.refuses("skewed", skewed)
         robot.answer()
+
+
+def test_one_bad_image_from_the_future_does_not_shut_out_the_good_ones(tmp_path) -> None:
+    """It cannot be decoded, so its stamp is not what it is refused for; all that come after it would seem to go back."""
+    with TestGraph(tmp_path) as graph, in_process(graph, Scripted(cameras=("scene",))):
+        robot = Robot(graph, cameras=("scene",))
+        robot.task()
+        robot.answer()
+        image = image_to_msg(np.full((64, 64, 3), 7, np.uint8), robot.now() + 3_600_000 * MS, "scene")
+        image.encoding = "8UC3"
+        robot.refuses(
+            "wrong_encoding", lambda: (robot.images["scene"].publish(image), robot.feed_pose(robot.now()), robot.feed_joints(robot.now()))
+        )
+        robot.answer()

@@ -154,4 +154,7 @@ class Inputs:
         self._joints_stamp = stamp
 
     def _take_truth(self, message: SimulationState) -> None:
+        names, poses = len(message.object_names), len(message.object_poses)
+        if names != poses:
+            raise Refused(Reason.WRONG_SIZE, f"simulation_state names {names} objects and gives {poses} poses; expected as many")
         self._streams.add_privileged(stamp_to_ns(message.header.stamp), privileged_from_msg(message))

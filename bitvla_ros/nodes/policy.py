@@ -25,7 +25,7 @@ from std_msgs.msg import String
 from bitvla_ros.msg import ActionChunk as ActionChunkMsg
 from bitvla_ros.msg import Task
 
-from ..policy.gate import MS, Gate, GateConfig, Reason, Refused
+from ..policy.gate import MS, Gate, GateConfig, Refused
 from ..policy.policy import Policy
 from . import inputs, load
 from .conversions import chunk_to_msg, duration_to_ns, stamp_to_ns
@@ -85,13 +85,17 @@ class PolicyNode(ManagedNode):
         if (shape[0] == 0) != (shape[1] == 0):
             raise ParameterError(f"image_height is {shape[0]}, image_width {shape[1]}: give both, or 0 for both")
         self.get_logger().info(f"loading {p.policy} {p.model}".rstrip())
-        self._policy = load.load_policy(p)
+        self._policy = self.load(p)
         spec = self._policy.spec
         limits = {name: round(getattr(p, name) * 1000 * MS) for name in ("max_age", "max_future", "max_skew")}
         self._gate = Gate(
             GateConfig(spec.cameras, spec.privileged, image_shape=shape if all(shape) else None, frozen_frames=p.frozen_frames, **limits)
         )
         self._p = p
+
+    def load(self, p: SimpleNamespace) -> Policy:
+        """The policy that the parameters ask for."""
+        return load.load_policy(p)
 
     def activate(self) -> None:
         assert self._policy is not None
@@ -196,7 +200,7 @@ class PolicyNode(ManagedNode):
             self._gate.check(observation, now)
         except Refused as refusal:
             self._refuse(refusal, tuple(observation.stamps.values()))
-            if refusal.reason is Reason.FUTURE:
+            if max(observation.stamps.values()) - now > self._gate.config.max_future:
                 self._inputs.clear()  # beside it all that follows would seem to go back
             return
         if not wanted:
