@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitvla_ros.control.command import ArmState, Command
-from bitvla_ros.control.guard import CLAMPS, FaultReason, Guard, Limits
+from bitvla_ros.control.guard import Guard
+from bitvla_ros.control.limits import CLAMPS, FaultReason, Limits
 
 STEP = 50_000_000
 SECOND = 1_000_000_000

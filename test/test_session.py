@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bitvla_ros.control.command import ArmState
-from bitvla_ros.control.guard import FaultReason, Limits
+from bitvla_ros.control.limits import FaultReason, Limits
 from bitvla_ros.control.player import ChunkRefused, PlayerConfig
 from bitvla_ros.control.session import ControlConfig, Outcome, Session
 from bitvla_ros.policy.chunk import ActionChunk

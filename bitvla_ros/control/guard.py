@@ -1,110 +1,28 @@
 """The guard: last in line before the arm. Every command passes it, or the arm stops and the first reason stays.
 
 It rejects by default: a command outside a limit is a fault, which latches until an explicit reset. Only what `Limits.clamp` names
-is brought back inside instead. No clocks are read here: `now` is nanoseconds of ROS time, `steady` of the steady clock.
+is brought back inside instead. `check` is for a simulator's own commands, `check_setpoint` for an arm that is told where to be.
+No clocks are read here: `now` is nanoseconds of ROS time, `steady` of the steady clock.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from enum import Enum
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..policy.chunk import ACTION_DIM
-from .command import ArmState, Command
+from .command import ArmState, Command, Setpoint
+from .limits import Fault, FaultReason, Limits, Violation
 from .player import decelerated
-
-CLAMPS = ("offset", "speed", "angular_speed", "acceleration", "angular_acceleration")
+from .setpoint_checks import SetpointChecks
 
 LOCKSTEP_GRACE = 1.0  # s without liveliness in lockstep, where the arm does not move while nobody infers
 
 _TOLERANCE = 1e-5  # relative; commands are float32
+_UNIT_TOLERANCE = 0.01  # of a measured quaternion's length
 _REST = np.zeros(ACTION_DIM, np.float32)
-
-
-class FaultReason(str, Enum):
-    """What stopped the arm."""
-
-    NON_FINITE = "non_finite"
-    DIMENSION = "dimension"
-    OFFSET = "offset"
-    GRIPPER = "gripper"
-    WORKSPACE = "workspace"
-    SPEED = "speed"
-    ANGULAR_SPEED = "angular_speed"
-    ACCELERATION = "acceleration"
-    ANGULAR_ACCELERATION = "angular_acceleration"
-    STATE = "state"
-    POLICY_LOST = "policy_lost"
-    CHUNK = "chunk"
-    DEADLINE = "deadline"
-    TICK = "tick"
-
-
-@dataclass(frozen=True)
-class Fault:
-    reason: FaultReason
-    message: str
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a command may ask for. Metres, radians, seconds.
-
-    metres_per_unit, radians_per_unit: what a full-scale component moves the arm by in one step, sustained (robosuite 1.4's
-        OSC_POSE at 20 Hz, measured).
-    workspace_min, workspace_max: box for the end effector in the command's frame. The default only keeps nonsense out; a robot's
-        is drawn for its cell.
-    speed, angular_speed, acceleration, angular_acceleration: caps on the norm of the commanded motion. The defaults are what
-        the training controller itself can be asked for: full scale in all axes at once, reversed in one step.
-    max_state_age: oldest measured pose a command is still checked against.
-    chunk_deadline: realtime: how long a task may go without an accepted chunk, on the steady clock.
-    hang_limit: lockstep: how long a task may stand still, on the steady clock.
-    liveliness_grace: realtime: how long the policy may have lost its liveliness before the arm stops. On a loaded machine its lease
-        runs out now and then though it is well, and is renewed within milliseconds.
-    ramp_steps: steps in which a stop brings the offset to zero; in lockstep a stop is a hold at once.
-    clamp: limits (names in CLAMPS) that bring a command back inside instead of stopping the arm.
-    """
-
-    metres_per_unit: float = 0.0135
-    radians_per_unit: float = 0.07
-    workspace_min: tuple[float, ...] = (-2.0, -2.0, -1.0)
-    workspace_max: tuple[float, ...] = (2.0, 2.0, 3.0)
-    speed: float = 0.5
-    angular_speed: float = 2.5
-    acceleration: float = 20.0
-    angular_acceleration: float = 100.0
-    max_state_age: float = 0.5
-    chunk_deadline: float = 10.0
-    hang_limit: float = 60.0
-    liveliness_grace: float = 0.03
-    ramp_steps: int = 4
-    clamp: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        unknown = sorted(set(self.clamp) - set(CLAMPS))
-        if unknown:
-            raise ValueError(f"clamp names {', '.join(unknown)}; it can name {', '.join(CLAMPS)}")
-        scales = ("metres_per_unit", "radians_per_unit")
-        caps = ("speed", "angular_speed", "acceleration", "angular_acceleration", "max_state_age", "chunk_deadline", "hang_limit")
-        for name in scales + caps:
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; a limit is above 0")
-        if not self.liveliness_grace >= 0:
-            raise ValueError(f"liveliness_grace is {self.liveliness_grace}; it cannot be negative")
-        if self.ramp_steps < 0:
-            raise ValueError(f"ramp_steps is {self.ramp_steps}; it cannot be negative")
-        if len(self.workspace_min) != 3 or len(self.workspace_max) != 3:
-            raise ValueError("workspace_min and workspace_max have 3 numbers each, m")
-        if not (np.array(self.workspace_min) < np.array(self.workspace_max)).all():
-            raise ValueError(f"workspace_min {self.workspace_min} is not below workspace_max {self.workspace_max}")
-
-
-class _Violation(Exception):
-    def __init__(self, reason: FaultReason, message: str) -> None:
-        self.fault = Fault(reason, message)
 
 
 class Guard:
@@ -121,6 +39,7 @@ class Guard:
         self._last = _REST  # what went out last, and what a stop starts from
         self._from = _REST
         self._stopped = 0  # steps into the stop
+        self.setpoints = SetpointChecks(limits)
 
     @property
     def stopping(self) -> bool:
@@ -183,7 +102,7 @@ class Guard:
             return self.stop(command.epoch)
         try:
             allowed = self._within(now, command, arm)
-        except _Violation as violation:
+        except Violation as violation:
             self.trip(violation.fault.reason, violation.fault.message)
             return self.stop(command.epoch)
         self._last = allowed.action
@@ -196,25 +115,65 @@ class Guard:
         self._last = command.action
         return command
 
+    def place(self, now: int, arm: ArmState, steady: int) -> Setpoint | None:
+        """The arm is at rest where it is measured, and setpoints go on from there: that first one, a hold.
+        None and a fault where the measured pose will not do; then nothing may go out."""
+        try:
+            self._check_state(now, arm)
+        except Violation as violation:
+            self.trip(violation.fault.reason, violation.fault.message)
+            return None
+        return self.setpoints.place(arm, steady, self._epoch or 0)
+
+    def check_offset(self, command: Command) -> Command:
+        """The command, with an offset that a motion model may be given. What that makes of it goes to `check_setpoint`."""
+        offset = command.action[:6]
+        try:
+            bounded = self._bounded(offset)
+        except Violation as violation:
+            self.trip(violation.fault.reason, violation.fault.message)
+            return self.stop(command.epoch)
+        return command if bounded is offset else replace(command, action=np.append(bounded, command.action[6:]))
+
+    def check_setpoint(
+        self, now: int, setpoint: Setpoint, arm: ArmState, joints: NDArray[np.float64] | None = None, steady: int | None = None
+    ) -> Setpoint | None:
+        """The setpoint itself where it is allowed, else the next of a stop: deceleration to a hold.
+
+        joints: measured positions, as `Limits.joint_min` has them; None: unknown. steady: None: `now` serves as the steady clock.
+        None where nothing has gone out yet that could be stopped: then nothing may."""
+        steady = now if steady is None else steady
+        if self.stopping or setpoint.epoch != self._epoch:
+            return self.stop_setpoint(steady, setpoint.epoch)
+        try:
+            self._check_state(now, arm)
+            if self.setpoints.last is None:
+                self.setpoints.place(arm, steady - round(1e9 / self._hz), setpoint.epoch)
+            self.setpoints.check(setpoint, arm, joints, steady)
+        except Violation as violation:
+            self.trip(violation.fault.reason, violation.fault.message)
+            return self.stop_setpoint(steady, setpoint.epoch)
+        return setpoint
+
+    def stop_setpoint(self, steady: int, epoch: int = 0) -> Setpoint | None:
+        """The next setpoint of a stop: deceleration at the limits, then holds. None where none has gone out."""
+        return self.setpoints.stop(steady, epoch)
+
     def _begin_stop(self) -> None:
         self._from, self._stopped = self._last, 0
 
     def _within(self, now: int, command: Command, arm: ArmState) -> Command:
         limits, action = self.limits, command.action
         if action.shape != (ACTION_DIM,):
-            raise _Violation(FaultReason.DIMENSION, f"command of shape {action.shape}; expected [{ACTION_DIM}]")
+            raise Violation(FaultReason.DIMENSION, f"command of shape {action.shape}; expected [{ACTION_DIM}]")
         if not np.isfinite(action).all():
-            raise _Violation(FaultReason.NON_FINITE, f"the command is not finite: {action.tolist()}")
-        if not (np.isfinite(arm.position).all() and np.isfinite(arm.orientation).all()):
-            raise _Violation(FaultReason.STATE, "the measured pose is not finite")
-        age = (now - arm.stamp) / 1e9
-        if abs(age) > limits.max_state_age:
-            raise _Violation(FaultReason.STATE, f"the measured pose is {age:.3f} s old; the limit is {limits.max_state_age:g} s")
+            raise Violation(FaultReason.NON_FINITE, f"the command is not finite: {action.tolist()}")
+        self._check_state(now, arm)
         if abs(float(action[6])) > 1 + _TOLERANCE:
-            raise _Violation(FaultReason.GRIPPER, f"gripper command {action[6]:g} is outside [-1, 1]")
+            raise Violation(FaultReason.GRIPPER, f"gripper command {action[6]:g} is outside [-1, 1]")
         if command.hold:
             if action[:6].any():
-                raise _Violation(FaultReason.OFFSET, "a hold with an offset")
+                raise Violation(FaultReason.OFFSET, "a hold with an offset")
             return command
         offset = self._bounded(action[:6])
         translation = self._moderate(offset[:3], self._last[:3], limits.metres_per_unit, limits.speed, limits.acceleration, "", "m")
@@ -224,11 +183,21 @@ class Guard:
         self._stay_inside(arm, translation)
         return Command(np.concatenate([translation, rotation, action[6:]]).astype(np.float32), False, command.epoch)
 
+    def _check_state(self, now: int, arm: ArmState) -> None:
+        if not (np.isfinite(arm.position).all() and np.isfinite(arm.orientation).all()):
+            raise Violation(FaultReason.STATE, "the measured pose is not finite")
+        length = float(np.linalg.norm(arm.orientation))
+        if abs(length - 1) > _UNIT_TOLERANCE:
+            raise Violation(FaultReason.STATE, f"the measured orientation is a quaternion of length {length:g}; expected 1")
+        age = (now - arm.stamp) / 1e9
+        if abs(age) > self.limits.max_state_age:
+            raise Violation(FaultReason.STATE, f"the measured pose is {age:.3f} s old; the limit is {self.limits.max_state_age:g} s")
+
     def _bounded(self, offset: NDArray[np.float32]) -> NDArray[np.float32]:
         if np.abs(offset).max() <= 1 + _TOLERANCE:
             return offset
         if "offset" not in self.limits.clamp:
-            raise _Violation(FaultReason.OFFSET, f"offset {offset.tolist()} is outside [-1, 1]")
+            raise Violation(FaultReason.OFFSET, f"offset {offset.tolist()} is outside [-1, 1]")
         return np.clip(offset, np.float32(-1), np.float32(1))
 
     def _moderate(
@@ -245,12 +214,12 @@ class Guard:
         asked = float(np.linalg.norm(offset)) * scale * self._hz
         if asked > speed * (1 + _TOLERANCE):
             if kind + "speed" not in self.limits.clamp:
-                raise _Violation(FaultReason(kind + "speed"), f"command of {asked:.3f} {unit}/s; the limit is {speed:g}")
+                raise Violation(FaultReason(kind + "speed"), f"command of {asked:.3f} {unit}/s; the limit is {speed:g}")
             offset = offset * np.float32(speed / asked)
         jump = float(np.linalg.norm(offset - last)) * scale * self._hz**2
         if jump > acceleration * (1 + _TOLERANCE):
             if kind + "acceleration" not in self.limits.clamp:
-                raise _Violation(FaultReason(kind + "acceleration"), f"command of {jump:.1f} {unit}/s2; the limit is {acceleration:g}")
+                raise Violation(FaultReason(kind + "acceleration"), f"command of {jump:.1f} {unit}/s2; the limit is {acceleration:g}")
             offset = last + (offset - last) * np.float32(acceleration / jump)
         return offset
 
@@ -261,7 +230,7 @@ class Guard:
         outward = ((ahead < low) & (translation < 0)) | ((ahead > high) & (translation > 0))
         if outward.any():
             axis = "xyz"[int(np.argmax(outward))]
-            raise _Violation(
+            raise Violation(
                 FaultReason.WORKSPACE,
                 f"the command leads out of the workspace along {axis}: from {np.round(arm.position, 3).tolist()} m,"
                 f" box {low.tolist()} to {high.tolist()}",

@@ -94,7 +94,9 @@ class Motion:
         self._translation = _Axis(STIFFNESS, config.speed, config.acceleration)
         self._rotation = _Axis(ROTATION_STIFFNESS, config.angular_speed, config.angular_acceleration)
         self._gripper = 0.0
-        self._place(_NOTHING, np.array([0.0, 0.0, 0.0, 1.0]))
+        self._position = self._base = _NOTHING  # base: where the control step began, which goals count from
+        self._orientation = self._from = self._goal = np.array([0.0, 0.0, 0.0, 1.0])
+        self._phase = math.inf  # s since the control step began
 
     def reset(self, arm: ArmState) -> None:
         """At rest where the arm is measured. The gripper keeps its last command."""

@@ -1,4 +1,4 @@
-"""The player: action chunks in, one command a control step out.
+"""The player: action chunks in, commands out, at the control rate or any higher one.
 
 Each action is played when the model meant it. In `realtime` the measured age of a chunk's observation says which action is due
 and elapsed ones are dropped, unless the arm has held still since the observation: then nothing of the plan has elapsed and it
@@ -8,6 +8,7 @@ No clocks are read here: `now` is an argument, nanoseconds of ROS time.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import Enum
 
@@ -55,8 +56,10 @@ class PlayerConfig:
     max_age_still: the same for an arm that held still since the observation.
     max_future: tolerated lead of an observation's stamp over our clock.
     still_position, still_angle: the measured pose may wander so far and the arm still counts as still.
-    fade_steps: steps in which a new chunk's first actions are blended with what was commanded last.
+    fade_steps: steps in which what was commanded last gives way to a new chunk.
     ramp_steps: steps in which the offset goes to zero after the last action of a chunk.
+    ensemble: above 0: an action is the mean of what all chunks say that cover its moment, the i-th oldest weighted by
+        exp(-ensemble * i), as in ACT (arXiv 2304.13705, where 0.01 is used); the gripper is the newest chunk's. 0: the newest alone.
     """
 
     control_hz: float = 20.0
@@ -68,11 +71,13 @@ class PlayerConfig:
     still_angle: float = 0.01
     fade_steps: int = 2
     ramp_steps: int = 4
+    ensemble: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.control_hz > 0:
             raise ValueError(f"control_hz is {self.control_hz}; a control rate is above 0 Hz")
-        for name in ("replan_steps", "max_age", "max_age_still", "max_future", "still_position", "still_angle", "fade_steps", "ramp_steps"):
+        ages = ("max_age", "max_age_still", "max_future", "still_position", "still_angle")
+        for name in ("replan_steps", *ages, "fade_steps", "ramp_steps", "ensemble"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it cannot be negative")
 
@@ -82,34 +87,51 @@ class PlayerConfig:
         return round(1e9 / self.control_hz)
 
 
+@dataclass
+class _Plan:
+    """A chunk that is played. origin: when its action 0 is, or would have been, played; None before it is played first.
+    still: the arm has held still since the observation, so nothing has elapsed."""
+
+    chunk: ActionChunk
+    still: bool
+    origin: int | None = None
+
+
 class Player:
-    """Plays the chunks of one task at a time. `chunk` is the one being played, or None."""
+    """Plays the chunks of one task at a time. `began`: the last `play` was the first of a control step."""
 
     def __init__(self, config: PlayerConfig, frame: str = "") -> None:
         """frame: the frame that commands are in; chunks that name another are refused. Empty: not checked."""
         self.config = config
         self.frame = frame
-        self.chunk: ActionChunk | None = None
+        self.began = False
         self._step = config.step_duration
         self._epoch: int | None = None
         self._lockstep = False
         self._start = 0  # stamp of the task
-        self._origin: int | None = None  # when action 0 of the chunk is, or would have been, played
-        self._from_zero = False  # the arm held still since the observation: nothing has elapsed
+        self._plans: list[_Plan] = []  # the newest last; without ensembling it is the only one
+        self._count = 0  # of chunks taken over
+        self._played_last: tuple[int, int] = (0, 0)  # chunk and control step of the last `play`
         self._anchor: ArmState | None = None  # since its stamp the arm has been here, and nothing but holds was commanded
         self._last = _REST  # what was commanded last, and what the fade and the ramp start from
         self._from = _REST
-        self._blended = 0
+        self._since: int | None = None  # when the fade or the ramp began; None before its first step
+        self._fades = False
         self._holding = True
+
+    @property
+    def chunk(self) -> ActionChunk | None:
+        """The newest of those being played."""
+        return self._plans[-1].chunk if self._plans else None
 
     def begin(self, epoch: int, now: int, *, lockstep: bool) -> None:
         """A task begins: only chunks of `epoch` from observations not older than `now` are played from here on."""
         self._epoch, self._start, self._lockstep = epoch, now, lockstep
-        self.chunk = self._origin = None
+        self._plans, self._from, self._since = [], self._last, None
 
     def end(self) -> None:
         """The task is over: nothing is played until the next `begin`."""
-        self._epoch = self.chunk = self._origin = None
+        self._epoch, self._plans = None, []
 
     @property
     def due(self) -> int:
@@ -130,25 +152,35 @@ class Player:
                 raise ChunkRefused(Refusal.NOT_ASKED, f"chunk of the observation at {stamp} ns, but the one asked for is at {self.due} ns")
         else:
             self._validate_time(chunk, now, still)
-        self.chunk, self._origin, self._from_zero = chunk, None, still
-        self._from, self._blended = self._last, 0
+        keep = self.config.ensemble > 0 and not self._lockstep and not still
+        self._plans = [*(self._plans if keep else []), _Plan(chunk, still)]
+        self._count += 1
+        self._from, self._since, self._fades = self._last, None, True
 
-    def play(self, now: int, arm: ArmState) -> Command | None:
-        """The command for the control step that begins at `now`. Lockstep: None while the chunk of this tick has not come."""
+    def play(self, now: int, arm: ArmState, *, continuous: bool = False) -> Command | None:
+        """The command for the moment `now`. Lockstep: None while the chunk of this tick has not come.
+
+        continuous: False: called once a control step, which begins now. True: called more often, for a motion model: actions change
+        exactly when the model meant them to, and an arm at rest does not fade into its first chunk."""
         if self._epoch is None:
             raise RuntimeError("no task: call begin() first")
         if self._lockstep:
             return self._play_exactly(now)
+        if continuous and self._since is None and self._holding:
+            self._fades = False
         self.watch(arm)
-        if self.chunk is None:
-            return self._slow_down()
-        if self._origin is None:
-            elapsed = 0 if self._from_zero else (now - self.chunk.observation_stamp) // self._step
-            self._origin = now - max(elapsed, 0) * self._step
-        index = (now - self._origin + self._step // 2) // self._step  # to the nearest step: timers jitter
-        if index >= self.chunk.horizon:
-            return self._slow_down()
-        return self._emit(self._fade(self.chunk.actions[index]))
+        for plan in self._plans:
+            if plan.origin is None:
+                plan.origin = self._origin(plan, now, continuous)
+        half = 0 if continuous else self._step // 2  # to the nearest step: timers jitter
+        steps = [max((now - (plan.origin or 0) + half) // self._step, 0) for plan in self._plans]
+        due = [(plan, index) for plan, index in zip(self._plans, steps, strict=True) if index < plan.chunk.horizon]
+        if not due:
+            return self._slow_down(now, continuous)
+        self._plans = [plan for plan, _ in due]
+        played, self._played_last = self._played_last, (self._count, due[-1][1])
+        self.began = self._played_last != played
+        return self._emit(self._fade(self._mean(due), now, continuous))
 
     def watch(self, arm: ArmState) -> None:
         """Notice whether the arm holds still. `play` does so itself; call this while no task runs."""
@@ -205,23 +237,48 @@ class Player:
             return None
         return self._emit(self.chunk.actions[(now - self.chunk.observation_stamp) // self._step])
 
-    def _fade(self, action: NDArray[np.float32]) -> NDArray[np.float32]:
-        """What was commanded when the chunk came gives way to the chunk in equal parts. A convex sum: never beyond either."""
-        self._blended += 1
-        share = np.float32(self._blended / (self.config.fade_steps + 1))
-        if share >= 1:
+    def _origin(self, plan: _Plan, now: int, continuous: bool) -> int:
+        if plan.still:
+            return now
+        stamp = plan.chunk.observation_stamp
+        return stamp if continuous else now - max((now - stamp) // self._step, 0) * self._step
+
+    def _mean(self, due: list[tuple[_Plan, int]]) -> NDArray[np.float32]:
+        """What chunks, the oldest first, say of this moment."""
+        actions = [plan.chunk.actions[index] for plan, index in due]
+        if len(due) == 1:
+            return actions[0]
+        weights = np.array([math.exp(-self.config.ensemble * i) for i in range(len(due))])
+        mean = (weights / weights.sum()) @ np.array(actions, np.float64)
+        mean[6] = actions[-1][6]
+        return mean.astype(np.float32)
+
+    def _steps_since(self, now: int, continuous: bool) -> float:
+        """Control steps into the fade or ramp. At the control rate its first command counts 1, so that it makes a difference at once."""
+        if self._since is None:
+            self._since = now
+        return max(now - self._since, 0) / self._step + (0 if continuous else 1)
+
+    def _fade(self, action: NDArray[np.float32], now: int, continuous: bool) -> NDArray[np.float32]:
+        """What was commanded when the chunk came gives way to the chunk, linearly in time. A convex sum: never beyond either."""
+        steps = self._steps_since(now, continuous)
+        whole = self.config.fade_steps + (0 if continuous else 1)
+        if not self._fades or steps >= whole:
+            self._fades = False
             return action
+        share = np.float32(steps / whole)
         blended = action * share + self._from * (1 - share)
         blended[6] = action[6]
         return blended
 
-    def _slow_down(self) -> Command:
-        """The plan is used up: the offset goes to zero in equal steps, then the arm holds."""
-        if self.chunk is not None:
-            self._from, self._blended, self.chunk = self._last, 0, None
-        self._blended += 1
-        command = decelerated(self._from, self._blended, self.config.ramp_steps, self._epoch or 0)
-        return self.commanded(command)
+    def _slow_down(self, now: int, continuous: bool) -> Command:
+        """The plan is used up: the offset goes to zero, linearly in time, then the arm holds."""
+        if self._plans:
+            self._from, self._since, self._plans = self._last, None, []
+        steps = self._steps_since(now, continuous)
+        played, self._played_last = self._played_last, (-self._count, int(steps))
+        self.began = self._played_last != played
+        return self.commanded(decelerated(self._from, steps, self.config.ramp_steps, self._epoch or 0))
 
     def _emit(self, action: NDArray[np.float32]) -> Command:
         return self.commanded(Command(np.array(action, np.float32), hold=False, epoch=self._epoch or 0))
@@ -231,8 +288,8 @@ class Player:
         return bool(np.linalg.norm(a.position - b.position) <= self.config.still_position and angle <= self.config.still_angle)
 
 
-def decelerated(action: NDArray[np.float32], step: int, steps: int, epoch: int) -> Command:
-    """The command `step` (1, 2, ...) control steps into a stop that began at `action`: its offset shrinks by equal parts and is a
+def decelerated(action: NDArray[np.float32], step: float, steps: int, epoch: int) -> Command:
+    """The command `step` control steps into a stop that began at `action`: its offset shrinks by equal parts and is a
     hold from step `steps` on, or from the first where it was zero already. The gripper keeps its last command."""
     stopped = np.array(action, np.float32)
     hold = step >= steps or not stopped[:6].any()

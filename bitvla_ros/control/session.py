@@ -1,25 +1,35 @@
-"""A task from its first tick to its result: player and guard joined, with the rules of lockstep and realtime.
+"""A task from its first tick to its result: player, motion and guard joined, with the rules of lockstep and realtime.
 
 The controller node and the in-process rollout both run this code, so the same chunks give the same commands, byte for byte.
+`tick` answers a simulator once a control step; `setpoint` drives an arm, at the rate of whatever moves it. A session does one or the
+other.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
-from ..policy.chunk import ActionChunk
-from .command import ArmState, Command
-from .guard import FaultReason, Guard, Limits
+import numpy as np
+from numpy.typing import NDArray
+
+from ..policy.chunk import ACTION_DIM, ActionChunk
+from .command import ArmState, Command, Setpoint
+from .guard import Guard
+from .limits import FaultReason, Limits
+from .motion import Motion
 from .player import ChunkRefused, Player, PlayerConfig
 
 
 @dataclass(frozen=True)
 class ControlConfig:
-    """Player and guard for a simulator. Offsets beyond [-1, 1] are clipped, as robosuite's OSC controller clips its input."""
+    """Player and guard for a simulator. Offsets beyond [-1, 1] are clipped, as robosuite's OSC controller clips its input.
+
+    motion: what an offset means to an arm that is given setpoints, of motion.MODELS."""
 
     player: PlayerConfig = field(default_factory=PlayerConfig)
     limits: Limits = field(default_factory=lambda: Limits(clamp=("offset",)))
+    motion: str = "spring"
 
 
 class Outcome(IntEnum):
@@ -42,13 +52,17 @@ class Result:
 
 
 class Session:
-    """Runs one task after another. Times are nanoseconds: `now` of ROS time, `steady` of the steady clock."""
+    """Runs one task after another. Times are nanoseconds: `now` of ROS time, `steady` of the steady clock.
+
+    shadow: somebody else moves the arm; setpoints say what the policy would do from where it is."""
 
     def __init__(self, config: ControlConfig, frame: str = "", epoch: int = 0) -> None:
         """frame: of the commands; empty: not checked. epoch: the last one used; each task takes the next."""
         self.config = config
         self.player = Player(config.player, frame)
         self.guard = Guard(config.limits, config.player.control_hz)
+        self.motion = Motion(config.limits.motion(config.motion), config.player.control_hz)
+        self.shadow = False
         self.epoch = epoch
         self.running = False
         self.lockstep = False
@@ -58,6 +72,8 @@ class Session:
         self._start = self._end_at = self._newest = 0
         self._counted: ActionChunk | None = None
         self._stopping = False  # the stop's ramp has not reached its hold
+        self._placed = False  # setpoints go on from the last one; else they begin where the arm is measured
+        self._steady = 0  # of the last setpoint
 
     @property
     def replan_interval(self) -> int:
@@ -76,6 +92,7 @@ class Session:
         self.running, self.lockstep, self.result = True, lockstep, None
         self.steps = self.chunks = 0
         self._start, self._end_at, self._newest = now, now + limit, now
+        self._placed = self._placed and self._stopping  # a stop that is still under way is not jumped out of
         self._stopping = False
         return self.epoch
 
@@ -114,10 +131,50 @@ class Session:
             self._stopping = not command.hold
         else:
             self.steps += 1
-            if self.player.chunk is not None and self.player.chunk is not self._counted:
-                self._counted = self.player.chunk
-                self.chunks += 1
+            self._count_chunk()
         return command
+
+    def setpoint(self, now: int, arm: ArmState, success: bool, steady: int, joints: NDArray[np.float64] | None = None) -> Setpoint | None:
+        """Realtime: the setpoint of this moment, at any rate not below the control rate. Without a task: those of the stop, the last
+        of them a hold, then None.
+
+        joints: measured positions, where known. success: as in `tick`. A pause of more than a control step brakes: whatever moves the
+        arm has heard nothing for as long."""
+        if self.running and self.lockstep:
+            raise RuntimeError("a lockstep task is answered by tick()")
+        elapsed, self._steady = steady - self._steady, steady
+        if self.running:
+            self._conclude(now, success)
+        if not self.running:
+            self.player.watch(arm)
+            return self._next_setpoint_of_stop(steady)
+        if not self._placed:
+            setpoint = self.guard.place(now, arm, steady)
+            self._notice()
+            if setpoint is not None:
+                self.motion.resume(setpoint)
+                self._placed = True
+        else:
+            setpoint = self._follow(now, arm, joints, steady, max(elapsed, 0))
+        if self.running:
+            self.steps = (now - self._start) // self.config.player.step_duration + 1
+            self._count_chunk()
+        return setpoint
+
+    def _follow(self, now: int, arm: ArmState, joints: NDArray[np.float64] | None, steady: int, elapsed: int) -> Setpoint | None:
+        if self.shadow:
+            self.motion.rebase(arm)
+            self.guard.setpoints.rebase(arm)
+        asked = self.player.play(now, arm, continuous=True)
+        command = self.guard.check_offset(asked or self.guard.stop(self.epoch))
+        rest = command.hold or elapsed > self.config.player.step_duration
+        wanted = self.motion.step(None if rest else command.action, elapsed / 1e9, self.player.began)
+        setpoint = self.guard.check_setpoint(now, replace(wanted, epoch=self.epoch), arm, joints, steady)
+        if self.guard.fault is not None:
+            self._notice()
+            self._stopping = setpoint is not None and not setpoint.hold
+        self.player.commanded(replace(command, hold=self.shadow or (setpoint is not None and setpoint.hold)))
+        return setpoint
 
     @property
     def stopping(self) -> bool:
@@ -149,6 +206,11 @@ class Session:
         """Clear a latched fault; the next task may begin."""
         self.guard.reset()
 
+    def _count_chunk(self) -> None:
+        if self.player.chunk is not None and self.player.chunk is not self._counted:
+            self._counted = self.player.chunk
+            self.chunks += 1
+
     def _notice(self) -> None:
         if self.running and self.guard.fault is not None:
             self._end(Outcome.FAULT, self.guard.fault.message)
@@ -177,3 +239,17 @@ class Session:
         self.player.commanded(command)
         self._stopping = not command.hold
         return command
+
+    def _next_setpoint_of_stop(self, steady: int) -> Setpoint | None:
+        if not self._placed:  # nothing went out that could be stopped
+            self._stopping = False
+        if not self._stopping:
+            return None
+        setpoint = self.guard.stop_setpoint(steady, self.epoch)
+        self._stopping = setpoint is not None and not setpoint.hold
+        if setpoint is not None:
+            self.motion.resume(setpoint)
+            rest = np.zeros(ACTION_DIM, np.float32)
+            rest[6] = setpoint.gripper
+            self.player.commanded(Command(rest, setpoint.hold, self.epoch))
+        return setpoint

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..control.command import ArmState, Command
-from ..control.guard import FaultReason
+from ..control.limits import FaultReason
 from ..control.player import ChunkRefused
 from ..control.session import ControlConfig, Outcome, Session
 from ..policy.chunk import ActionChunk

@@ -1,0 +1,166 @@
+"""What a setpoint may be, seen from the one before it, the measured arm and the limits."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .command import ArmState, Setpoint
+from .limits import FaultReason, Limits, Violation
+from .motion import braked
+from .rotation import turn_between, turned
+
+_TOLERANCE = 1e-9  # relative; setpoints are float64
+_ROUNDING = 1e-9  # m, rad, m/s, rad/s: float64 near 1
+_UNIT_TOLERANCE = 1e-6  # of a quaternion's length
+_JOINT_TOLERANCE = 0.002  # rad, of noise
+_SECOND = 1_000_000_000
+
+
+class SetpointChecks:
+    """Remembers what went out. `last`: the last setpoint, None before the first."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.last: Setpoint | None = None
+        self._limits = limits
+        self._time = 0  # of the last setpoint, on the steady clock
+        self._low, self._high = np.array(limits.workspace_min), np.array(limits.workspace_max)
+        self._travel: deque[tuple[int, float]] = deque()  # of the gripper's command in the last second, by when
+        self._allowed: NDArray[np.float64] | None = None  # how far into its margin a joint may be: as far as when the arm was placed
+
+    def place(self, arm: ArmState, steady: int, epoch: int) -> Setpoint:
+        """The arm is at rest where it is measured. The gripper keeps its last command."""
+        gripper = 0.0 if self.last is None else self.last.gripper
+        rest = np.zeros(3)
+        self.last = Setpoint(np.array(arm.position, np.float64), turned(arm.orientation, rest), rest, rest, gripper, True, epoch)
+        self._time, self._allowed = steady, None
+        return self.last
+
+    def rebase(self, arm: ArmState) -> None:
+        """Setpoints go on from where the arm is measured, at the velocity of before: for an arm that somebody else moves."""
+        if self.last is not None:
+            self.last = replace(self.last, position=arm.position, orientation=arm.orientation)
+
+    def stop(self, steady: int, epoch: int) -> Setpoint | None:
+        """The next setpoint of a stop. None where none has gone out."""
+        if self.last is None:
+            return None
+        elapsed = max(steady - self._time, 0) / _SECOND
+        stop = braked(self.last, elapsed, self._limits.acceleration, self._limits.angular_acceleration)
+        self.last, self._time = replace(stop, epoch=epoch), steady
+        return self.last
+
+    def check(self, setpoint: Setpoint, arm: ArmState, joints: Sequence[float] | NDArray[np.float64] | None, steady: int) -> None:
+        """Let the setpoint become the last one. Raises Violation."""
+        last = self.last
+        if last is None:
+            raise RuntimeError("no setpoint to go on from: call place() first")
+        elapsed = max(steady - self._time, 0) / _SECOND
+        self._check_form(setpoint)
+        self._check_motion(setpoint, last, elapsed)
+        self._check_place(setpoint, arm)
+        self._check_gripper(setpoint, last, steady)
+        self._check_joints(joints)
+        self.last, self._time = setpoint, steady
+
+    def _check_form(self, setpoint: Setpoint) -> None:
+        parts = (setpoint.position, setpoint.orientation, setpoint.linear, setpoint.angular)
+        if [np.shape(part) for part in parts] != [(3,), (4,), (3,), (3,)]:
+            raise Violation(FaultReason.DIMENSION, f"setpoint of shapes {[np.shape(part) for part in parts]}; expected [3], [4], [3], [3]")
+        if not (math.isfinite(setpoint.gripper) and all(np.isfinite(part).all() for part in parts)):
+            raise Violation(FaultReason.NON_FINITE, f"the setpoint is not finite: {setpoint}")
+        length = _norm(setpoint.orientation)
+        if abs(length - 1) > _UNIT_TOLERANCE:
+            raise Violation(FaultReason.DIMENSION, f"the setpoint's quaternion has length {length:g}; expected 1")
+        if abs(setpoint.gripper) > 1 + _TOLERANCE:
+            raise Violation(FaultReason.GRIPPER, f"gripper command {setpoint.gripper:g} is outside [-1, 1]")
+        if setpoint.hold and (setpoint.linear.any() or setpoint.angular.any()):
+            raise Violation(FaultReason.OFFSET, "a hold with a velocity")
+
+    def _check_motion(self, setpoint: Setpoint, last: Setpoint, elapsed: float) -> None:
+        """elapsed: s since the last setpoint."""
+        limits = self._limits
+        moved, turn = setpoint.position - last.position, turn_between(last.orientation, setpoint.orientation)
+        for velocity, before, step, speed, acceleration, kind, unit in (
+            (setpoint.linear, last.linear, moved, limits.speed, limits.acceleration, "", "m"),
+            (setpoint.angular, last.angular, turn, limits.angular_speed, limits.angular_acceleration, "angular_", "rad"),
+        ):
+            asked = _norm(velocity)
+            if asked > speed * (1 + _TOLERANCE):
+                raise Violation(FaultReason(kind + "speed"), f"setpoint of {asked:.3f} {unit}/s; the limit is {speed:g}")
+            change = _norm(velocity - before)
+            if change > acceleration * elapsed * (1 + _TOLERANCE) + _ROUNDING:
+                raise Violation(
+                    FaultReason(kind + "acceleration"),
+                    f"setpoints that differ by {change:.4f} {unit}/s within {elapsed:.4f} s; the limit is {acceleration:g} {unit}/s2",
+                )
+            far = _norm(step)
+            if far > speed * elapsed * (1 + _TOLERANCE) + _ROUNDING:
+                raise Violation(
+                    FaultReason.STEP, f"setpoints {far:.4f} {unit} apart within {elapsed:.4f} s; the limit is {speed:g} {unit}/s"
+                )
+            # A sink may take the pose or the velocity: both must tell the same.
+            apart = _norm(step - velocity * elapsed)
+            if apart > acceleration * elapsed**2 * (1 + _TOLERANCE) + _ROUNDING:
+                raise Violation(FaultReason.STEP, f"the setpoint's velocity and its step disagree by {apart:.4f} {unit}")
+
+    def _check_place(self, setpoint: Setpoint, arm: ArmState) -> None:
+        limits = self._limits
+        far = _norm(setpoint.position - arm.position)
+        if far > limits.following_position:
+            message = f"the arm is {far:.3f} m from its setpoint; the limit is {limits.following_position:g} m: is it blocked?"
+            raise Violation(FaultReason.FOLLOWING, message)
+        angle = _norm(turn_between(arm.orientation, setpoint.orientation))
+        if angle > limits.following_angle:
+            message = f"the hand is turned {angle:.3f} rad from its setpoint; the limit is {limits.following_angle:g} rad"
+            raise Violation(FaultReason.FOLLOWING, message)
+        # Where a stop that began now would end.
+        ahead = setpoint.position + setpoint.linear * (_norm(setpoint.linear) / (2 * limits.acceleration))
+        low, high = self._low, self._high
+        outward = ((ahead < low) & (setpoint.linear < 0)) | ((ahead > high) & (setpoint.linear > 0))
+        if outward.any():
+            axis = "xyz"[int(np.argmax(outward))]
+            raise Violation(
+                FaultReason.WORKSPACE,
+                f"the setpoint leads out of the workspace along {axis}: {np.round(ahead, 3).tolist()} m,"
+                f" box {low.tolist()} to {high.tolist()}",
+            )
+
+    def _check_gripper(self, setpoint: Setpoint, last: Setpoint, steady: int) -> None:
+        if setpoint.gripper != last.gripper:
+            self._travel.append((steady, abs(setpoint.gripper - last.gripper)))
+        while self._travel and self._travel[0][0] <= steady - _SECOND:
+            self._travel.popleft()
+        travel = sum(by for _, by in self._travel)
+        if travel > self._limits.gripper_rate * (1 + _TOLERANCE):
+            message = f"the gripper was told to travel {travel:.1f} within a second; the limit is {self._limits.gripper_rate:g}"
+            raise Violation(FaultReason.GRIPPER_RATE, message)
+
+    def _check_joints(self, joints: Sequence[float] | NDArray[np.float64] | None) -> None:
+        limits = self._limits
+        if joints is None or not limits.joint_min:
+            return
+        measured = np.asarray(joints, np.float64)
+        if measured.shape != (len(limits.joint_min),) or not np.isfinite(measured).all():
+            raise Violation(FaultReason.JOINT, f"joint positions {measured.tolist()}; expected {len(limits.joint_min)} finite numbers")
+        # How far each joint is into its margin. A task may begin there, and lead out of it, but no further in.
+        beyond = np.maximum(np.array(limits.joint_min) - measured, measured - np.array(limits.joint_max)) + limits.joint_margin
+        if self._allowed is None:
+            self._allowed = np.maximum(beyond, 0.0)
+        over = beyond > self._allowed + _JOINT_TOLERANCE
+        if over.any():
+            joint = int(np.argmax(over))
+            raise Violation(
+                FaultReason.JOINT,
+                f"joint {joint} is at {measured[joint]:.3f}; with a margin of {limits.joint_margin:g} its range is"
+                f" {limits.joint_min[joint]:g} to {limits.joint_max[joint]:g}",
+            )
+
+
+def _norm(vector: NDArray[np.float64]) -> float:
+    return math.sqrt(float(vector @ vector))
