@@ -27,9 +27,10 @@ MAY_USE = {
     "policy": set(),
     "control": {"policy"},
     "simulation": {"policy", "control"},
-    "training": {"policy", "control", "simulation", "model", "ternary"},
-    "evaluation": {"policy", "control", "simulation"},
-    "nodes": {"policy", "control", "simulation", "evaluation", "training"},
+    "training": {"arguments", "policy", "control", "simulation", "model", "ternary"},
+    "evaluation": {"arguments", "policy", "control", "simulation"},
+    "nodes": {"arguments", "policy", "control", "simulation", "evaluation", "training"},
+    "arguments.py": set(),
     "cli.py": set(),
     "__init__.py": set(),
 }

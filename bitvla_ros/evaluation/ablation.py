@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..arguments import COUNT, NATURAL, POSITIVE, within
+
 if TYPE_CHECKING:
     from ..training.ablation import Arm, Recipe
 
@@ -34,16 +36,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", required=True, help="folder of the runs and the table; an ablation that is there is continued")
     parser.add_argument("--start", default="random:nano", help="where every arm starts: random:nano or a checkpoint (default: %(default)s)")
     parser.add_argument("--suite", action="append", help="suite to play; may be repeated (default: those that were recorded)")
-    parser.add_argument("--steps", type=int, required=True, help="optimizer steps of every arm, a teacher's included")
-    parser.add_argument("--batch-size", type=int, default=64, help="samples a step (default: %(default)s)")
-    parser.add_argument("--learning-rate", type=float, default=1e-3, help="of every arm (default: %(default)s)")
-    parser.add_argument("--clip", type=float, help="longest gradient (default: any)")
+    parser.add_argument("--steps", type=within(int, 2), required=True, help="optimizer steps of every arm, a teacher's included")
+    parser.add_argument("--batch-size", type=COUNT, default=64, help="samples a step (default: %(default)s)")
+    parser.add_argument("--learning-rate", type=POSITIVE, default=1e-3, help="of every arm (default: %(default)s)")
+    parser.add_argument("--clip", type=POSITIVE, help="longest gradient (default: any)")
     parser.add_argument("--no-augmentation", action="store_true", help="train on pictures as they are")
     parser.add_argument("--compile", action="store_true", help="as in bitvla train")
-    parser.add_argument("--seeds", type=int, default=2, help="trained networks an arm (default: %(default)s)")
-    parser.add_argument("--episodes", type=int, default=100, help="episodes a suite and training seed (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the episodes, as in bitvla eval (default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=1, help="processes that play episodes (default: %(default)s)")
+    parser.add_argument("--seeds", type=COUNT, default=2, help="trained networks an arm (default: %(default)s)")
+    parser.add_argument("--episodes", type=COUNT, default=100, help="episodes a suite and training seed (default: %(default)s)")
+    parser.add_argument("--seed", type=NATURAL, default=0, help="of the episodes, as in bitvla eval (default: %(default)s)")
+    parser.add_argument("--workers", type=COUNT, default=1, help="processes that play episodes (default: %(default)s)")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -53,8 +55,6 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
     from ..training.ablation import ARMS, Recipe, student_steps
 
-    if min(arguments.steps - 1, arguments.seeds, arguments.episodes, arguments.batch_size) < 1:
-        raise AblationError("give at least 2 steps, 1 seed, 1 episode and 1 sample a step")
     recipe = Recipe(
         dataset=Path(arguments.dataset),
         start=arguments.start,

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from ..arguments import COUNT
 from .machine import OtherLoad, default_device, machine, memory_now, resident_bytes
 from .workload import TEXT_TOKENS
 
@@ -54,13 +55,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--kernels", action="store_true", help="time the matrix products of 3b instead of a chunk: two to three minutes")
     backends = ("auto", "reference", "cpu", "triton")
     parser.add_argument("--backend", choices=backends, default="auto", help="what the ternary layers run on (default: %(default)s)")
-    parser.add_argument("--threads", type=_positive, help="threads of torch and of the kernels (default: torch's own choice)")
+    parser.add_argument("--threads", type=COUNT, help="threads of torch and of the kernels (default: torch's own choice)")
     parser.add_argument("--plot", type=_picture, metavar="FILE", help=f"draw the result too: {', '.join(PICTURES)}")
     chunk = parser.add_argument_group("of a chunk")
     chunk.add_argument("--norm-key", help="which of the checkpoint's statistics to use, where it has several")
-    chunk.add_argument("--chunks", type=_positive, help="chunks to time, after --warmup more (default: a minute of them, 5 to 30)")
-    chunk.add_argument("--warmup", type=_positive, default=3, help="chunks that do not count (default: %(default)s)")
-    chunk.add_argument("--image-size", type=_positive, default=256, help="side of the camera images, pixels (default: %(default)s)")
+    chunk.add_argument("--chunks", type=COUNT, help="chunks to time, after --warmup more (default: a minute of them, 5 to 30)")
+    chunk.add_argument("--warmup", type=COUNT, default=3, help="chunks that do not count (default: %(default)s)")
+    chunk.add_argument("--image-size", type=COUNT, default=256, help="side of the camera images, pixels (default: %(default)s)")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -303,13 +304,6 @@ def _counted(count: int) -> Iterator[int]:
 
 def _ms(seconds: float) -> float:
     return round(1e3 * seconds, 3)
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value}: give 1 or more")
-    return value
 
 
 def _picture(text: str) -> Path:

@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ..arguments import COUNT, POSITIVE
+
 EXAMPLES = """\
   bitvla pack hongyuw/ft-bitvla-bitsiglipL-224px-libero_goal-bf16 goal-packed --control-hz 20
   bitvla pack CHECKPOINT packed --control-hz 20 --encoding base3   smaller, for storage and transfer
@@ -19,9 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--encoding", choices=("2bit", "base3"), default="2bit", help="base3: 1.6 bits a weight, unpacked at load (default: %(default)s)"
     )
-    parser.add_argument("--control-hz", type=_positive_float, help="rate of the dataset that it was fine-tuned on (LIBERO: 20)")
+    parser.add_argument("--control-hz", type=POSITIVE, help="rate of the dataset that it was fine-tuned on (LIBERO: 20)")
     parser.add_argument("--norm-key", help="which of the checkpoint's statistics to keep, where it has several")
-    parser.add_argument("--chunk", type=_positive_int, help="actions a forward pass (default: 8)")
+    parser.add_argument("--chunk", type=COUNT, help="actions a forward pass (default: 8)")
     parser.add_argument("--attention", choices=("bidirectional", "causal"), help="default: as config.json says, else bidirectional")
 
 
@@ -60,17 +62,3 @@ def show(result: dict[str, Any]) -> None:
     print(f"packed {result['source']} into {result['out']}: {result['bytes'] / 1e6:.1f} MB in {result['seconds']:.1f} s")
     print(f"model hash {result['model_hash']}")
     print(f"look at it with: bitvla inspect {result['out']}")
-
-
-def _positive_int(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value}: give 1 or more")
-    return value
-
-
-def _positive_float(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{value}: give a positive rate in Hz")
-    return value

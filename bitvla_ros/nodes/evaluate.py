@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..arguments import COUNT, NATURAL, POSITIVE
+
 if TYPE_CHECKING:  # what needs ROS or a library is imported where it is used: --help must work everywhere
     from rich.console import Console
     from rich.progress import Progress
@@ -34,25 +36,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "model", help="nano (the shipped model), a packed model's or a checkpoint's folder, a hub id, random:nano (untrained), or expert"
     )
     parser.add_argument("--suite", action="append", help="suite of tasks; may be repeated (default: tabletop_object)")
-    parser.add_argument("--episodes", type=_positive, default=50, help="of each suite; they go round its tasks (default: %(default)s)")
+    parser.add_argument("--episodes", type=COUNT, default=50, help="of each suite; they go round its tasks (default: %(default)s)")
     parser.add_argument(
         "--through", choices=("process", "ros"), default="process", help="in this process, or a graph in lockstep (default: %(default)s)"
     )
     parser.add_argument(
-        "--seed", type=_natural, default=0, help="tabletop: episodes have the seeds 10000 + SEED, 10001 + SEED, ..., which no training "
+        "--seed", type=NATURAL, default=0, help="tabletop: episodes have the seeds 10000 + SEED, 10001 + SEED, ..., which no training "
         "sees; LIBERO: index of the first initial state (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--output", type=Path, help="folder for a video of each episode and a report page, index.html")
-    parser.add_argument("--workers", type=_positive, default=1, help="processes that play side by side, without a graph (default: 1)")
+    parser.add_argument("--workers", type=COUNT, default=1, help="processes that play side by side, without a graph (default: 1)")
     parser.add_argument(
-        "--threads", type=_positive, default=2, help="of the network; the same number gives the same actions (default: %(default)s)"
+        "--threads", type=COUNT, default=2, help="of the network; the same number gives the same actions (default: %(default)s)"
     )
     parser.add_argument("--device", default="cpu", help="where the network runs: cpu, cuda or cuda:N (default: %(default)s)")
     parser.add_argument(
-        "--image-size", type=_positive, default=256, help="edge of the rendered pictures, as in the training data (default: %(default)s)"
+        "--image-size", type=COUNT, default=256, help="edge of the rendered pictures, as in the training data (default: %(default)s)"
     )
     parser.add_argument("--norm-key", help="which of the checkpoint's statistics to use, where it has several")
-    parser.add_argument("--control-hz", type=float, help="rate of the checkpoint's actions, where it does not say (LIBERO: 20)")
+    parser.add_argument("--control-hz", type=POSITIVE, help="rate of the checkpoint's actions, where it does not say (LIBERO: 20)")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -232,17 +234,3 @@ def _problem(attempts: dict[str, list[Attempt]]) -> str | None:
 def _cells(rate: dict[str, Any]) -> tuple[str, str, str]:
     low, high = rate["interval"]
     return f"{rate['successes']} of {rate['episodes']}", f"{rate['success_rate']:.1%}", f"{low:.1%} to {high:.1%}"
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value}: give 1 or more")
-    return value
-
-
-def _natural(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{value} is negative")
-    return value

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..arguments import COUNT, POSITIVE
+
 if TYPE_CHECKING:
     from .dataset import DatasetWriter, Episode
 
@@ -33,10 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--robot-type", default="panda", help="default: %(default)s")
     parser.add_argument("--instruction", default="", help="the task in words; default: what the recording says")
     parser.add_argument("--camera", action="append", type=_camera, default=[], metavar="ROLE=NAME", help="topic or feature; repeat it")
-    parser.add_argument("--image-size", type=_positive_int, metavar="N", help="shrink pictures until their shorter side has N pixels")
+    parser.add_argument("--image-size", type=COUNT, metavar="N", help="shrink pictures until their shorter side has N pixels")
     parser.add_argument("--gripper-open", type=float, metavar="V", help="value of the gripper topic, or column, that means open")
     parser.add_argument("--gripper-closed", type=float, metavar="V", help="value that means closed")
-    parser.add_argument("--control-hz", type=_positive_float, help=f"rate (bags: default {DEFAULT_HZ:g}; others have their own)")
+    parser.add_argument("--control-hz", type=POSITIVE, help=f"rate (bags: default {DEFAULT_HZ:g}; others have their own)")
     bags = parser.add_argument_group("rosbag2 (names of topics may be given without their namespace)")
     bags.add_argument("--pose", default="end_effector_pose", help="geometry_msgs/PoseStamped (default: %(default)s)")
     bags.add_argument("--tf", nargs=2, metavar=("BASE", "TIP"), help="take the pose of frame TIP in frame BASE from TF instead")
@@ -50,11 +52,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     bags.add_argument("--command-frame", choices=("pose", "tool"), default="", help="axes of the command, where the headers' frames differ")
     bags.add_argument("--gripper", default="", help="its command: Bool, Float32, Float64 or JointState (default: the fingers' motion)")
     bags.add_argument("--split", default="", help="topic that begins and ends episodes: Bool, String (instruction) or bitvla_ros/Task")
-    bags.add_argument("--max-gap", type=_positive_float, default=0.15, help="longest silence of a stream, s (default: %(default)s)")
+    bags.add_argument("--max-gap", type=POSITIVE, default=0.15, help="longest silence of a stream, s (default: %(default)s)")
     bags.add_argument(
-        "--metres-per-unit", type=_positive_float, default=0.0135, help="motion of a full-scale action in one step (default: %(default)s)"
+        "--metres-per-unit", type=POSITIVE, default=0.0135, help="motion of a full-scale action in one step (default: %(default)s)"
     )
-    bags.add_argument("--radians-per-unit", type=_positive_float, default=0.07, help="the same for rotation (default: %(default)s)")
+    bags.add_argument("--radians-per-unit", type=POSITIVE, default=0.07, help="the same for rotation (default: %(default)s)")
     same = "as the policy node's parameter"
     bags.add_argument("--gripper-joints", nargs="+", default=["panda_finger_joint1", "panda_finger_joint2"], metavar="JOINT", help=same)
     bags.add_argument("--gripper-scale", nargs=2, type=float, default=[1.0, 1.0], metavar=("A", "B"), help=same)
@@ -198,17 +200,3 @@ def _camera(text: str) -> tuple[str, str]:
     if not role or not name:
         raise argparse.ArgumentTypeError(f"{text!r}: expected ROLE=NAME, such as scene=/front/color/image_raw")
     return role, name
-
-
-def _positive_int(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value}: give 1 or more")
-    return value
-
-
-def _positive_float(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{value}: give a positive number")
-    return value

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import math
 from pathlib import Path
 from typing import Any
+
+from ..arguments import COUNT, NATURAL, POSITIVE
 
 EXAMPLES = """\
   bitvla train random:nano --dataset demos --output run --steps 20000 --batch-size 32 --learning-rate 5e-4
@@ -28,15 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of every kind of training, which `training_config` reads."""
-    whole, positive = _number(int, 0), _number(float, 0.0, open_end=True)
-    natural = _number(int, 1)
-    parser.add_argument("--steps", type=natural, default=10_000, help="of the optimizer (default: %(default)s)")
-    parser.add_argument("--batch-size", type=natural, default=8, help="samples of a pass, in each process (default: %(default)s)")
-    parser.add_argument("--accumulate", type=natural, default=1, help="passes that make a step (default: %(default)s)")
-    parser.add_argument("--learning-rate", type=positive, default=1e-4, help="at its highest (default: %(default)s)")
-    parser.add_argument("--vision-learning-rate", type=positive, help="of the vision tower (default: the same)")
-    parser.add_argument("--warmup", type=whole, default=375, help="steps in which the rate rises (default: %(default)s)")
-    parser.add_argument("--clip", type=positive, help="longest gradient (default: any)")
+    parser.add_argument("--steps", type=COUNT, default=10_000, help="of the optimizer (default: %(default)s)")
+    parser.add_argument("--batch-size", type=COUNT, default=8, help="samples of a pass, in each process (default: %(default)s)")
+    parser.add_argument("--accumulate", type=COUNT, default=1, help="passes that make a step (default: %(default)s)")
+    parser.add_argument("--learning-rate", type=POSITIVE, default=1e-4, help="at its highest (default: %(default)s)")
+    parser.add_argument("--vision-learning-rate", type=POSITIVE, help="of the vision tower (default: the same)")
+    parser.add_argument("--warmup", type=NATURAL, default=375, help="steps in which the rate rises (default: %(default)s)")
+    parser.add_argument("--clip", type=POSITIVE, help="longest gradient (default: any)")
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), help="of matrix products; weights stay float32 (default: what is fast here)"
     )
@@ -44,11 +43,11 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gradient-checkpointing", action="store_true", help="less memory, a third more time")
     parser.add_argument("--compile", action="store_true", help="fuse small operations: faster after the first minute; needs a C++ compiler")
     parser.add_argument("--no-augmentation", action="store_true", help="train on pictures as they are: cameras and light never change")
-    parser.add_argument("--seed", type=whole, default=0, help="of weights, order and augmentation (default: %(default)s)")
-    parser.add_argument("--workers", type=whole, default=1, help="processes that prepare images ahead (default: %(default)s)")
-    parser.add_argument("--threads", type=natural, help="of torch on the CPU (default: one a core)")
-    parser.add_argument("--save-every", type=natural, default=1000, metavar="STEPS", help="(default: %(default)s)")
-    parser.add_argument("--validate-every", type=natural, default=500, metavar="STEPS", help="(default: %(default)s)")
+    parser.add_argument("--seed", type=NATURAL, default=0, help="of weights, order and augmentation (default: %(default)s)")
+    parser.add_argument("--workers", type=NATURAL, default=1, help="processes that prepare images ahead (default: %(default)s)")
+    parser.add_argument("--threads", type=COUNT, help="of torch on the CPU (default: one a core)")
+    parser.add_argument("--save-every", type=COUNT, default=1000, metavar="STEPS", help="(default: %(default)s)")
+    parser.add_argument("--validate-every", type=COUNT, default=500, metavar="STEPS", help="(default: %(default)s)")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -115,14 +114,3 @@ def prepare_threads(threads: int | None) -> None:
 
     if threads is not None:
         torch.set_num_threads(threads)
-
-
-def _number(kind: type, least: float, open_end: bool = False) -> Any:
-    def parse(text: str) -> Any:
-        value = kind(text)
-        if not least <= value < math.inf or (open_end and value == least):
-            raise argparse.ArgumentTypeError(f"{text}: give {'more than' if open_end else 'at least'} {least:g}")
-        return value
-
-    parse.__name__ = kind.__name__
-    return parse

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..arguments import COUNT, within
 from ..policy.normalization import GRIPPER
 from ..policy.observation import Observation, Privileged, state_vector
 from ..policy.policy import Policy
@@ -238,21 +239,24 @@ def _known_tasks(suite: str, tasks: Sequence[str]) -> list[int]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--suite", action="append", required=True, choices=SUITES, help="may be given several times")
-    parser.add_argument("--episodes", type=_positive, required=True, help="successful demonstrations of each suite; its tasks take turns")
+    parser.add_argument("--episodes", type=COUNT, required=True, help="successful demonstrations of each suite; its tasks take turns")
     parser.add_argument("--output", required=True, help="folder of the dataset, new or to be continued")
-    parser.add_argument("--image-size", type=_positive, default=112, help="pixels to which pictures are shrunk (default: %(default)s)")
-    parser.add_argument("--render-size", type=_positive, default=256, help="pixels with which they are rendered (default: %(default)s)")
+    parser.add_argument("--image-size", type=COUNT, default=112, help="pixels to which pictures are shrunk (default: %(default)s)")
+    parser.add_argument("--render-size", type=COUNT, default=256, help="pixels with which they are rendered (default: %(default)s)")
     parser.add_argument(
         "--noise",
-        type=_noise,
+        type=within(float, 0, 1),
         default=0.2,
         help="standard deviation added to executed translations; 1 is full scale (default: %(default)s)",
     )
     parser.add_argument(
-        "--seed", type=_natural, default=0, help=f"first initial state, counted from {FIRST_TRAINING_SEED} (default: %(default)s)"
+        "--seed",
+        type=within(int, 0, 99_999),
+        default=0,
+        help=f"first initial state, counted from {FIRST_TRAINING_SEED} (default: %(default)s)",
     )
     parser.add_argument("--policy", metavar="MODEL", help="model's folder: it acts until, at a random step, the expert takes over (DAgger)")
-    parser.add_argument("--workers", type=_positive, default=1, help="processes (default: %(default)s); the result is the same")
+    parser.add_argument("--workers", type=COUNT, default=1, help="processes (default: %(default)s); the result is the same")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -303,24 +307,3 @@ def show(result: dict[str, Any]) -> None:
         print(f"  {count:5d}  {task}")
     failures = f"{result['failures']} attempts showed nothing and were left out"
     print(f"recorded in {result['seconds']:.1f} s, {result['frames_per_second']:.0f} frames a second; {failures}")
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value}: give 1 or more")
-    return value
-
-
-def _natural(text: str) -> int:
-    value = int(text)
-    if not 0 <= value < 100_000:
-        raise argparse.ArgumentTypeError(f"{value}: give 0 to 99999")
-    return value
-
-
-def _noise(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{value}: give 0 to 1")
-    return value
