@@ -43,6 +43,7 @@ MAY_ALSO_USE = {
     "evaluation/inspection.py": {"model"},
     "evaluation/kernel_benchmark.py": {"model", "ternary"},
     "evaluation/packing.py": {"model"},
+    "evaluation/readiness.py": {"model", "ternary"},
     "evaluation/tune_tiles.py": {"model", "ternary"},
     "evaluation/workload.py": {"model", "ternary"},
 }
