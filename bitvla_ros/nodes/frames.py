@@ -31,18 +31,21 @@ class Frames(Protocol):
 
 
 class TfFrames:
-    """Frames from /tf and /tf_static. Raises MissingPackage where tf2_ros is not installed."""
+    """Frames from /tf and /tf_static. Raises MissingPackage where tf2_ros is not installed.
 
-    PATIENCE = Duration(nanoseconds=50_000_000)  # transforms arrive a little later than the image they belong to
+    patience: how long a lookup waits, s: transforms arrive a little later than the image they belong to. 0 where whoever looks up
+    is the thread that also hears of transforms.
+    """
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, patience: float = 0.05) -> None:
+        self._patience = Duration(nanoseconds=round(patience * 1e9))
         self._tf2 = need("tf2_ros")
         self._buffer = self._tf2.Buffer()  # on a clock of its own: its waiting ends while simulated time stands still
         self._listener = self._tf2.TransformListener(self._buffer, node)
 
     def lookup(self, target: str, source: str, stamp: int) -> Transform:
         try:
-            found = self._buffer.lookup_transform(target, source, Time(nanoseconds=stamp), self.PATIENCE).transform
+            found = self._buffer.lookup_transform(target, source, Time(nanoseconds=stamp), self._patience).transform
         except self._tf2.TransformException as error:
             raise NoTransform(f"no transform from {source!r} to {target!r} at {stamp / 1e9:.3f} s: {error}") from error
         p, q = found.translation, found.rotation

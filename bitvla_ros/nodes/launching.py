@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,8 @@ from typing import Any
 from bitvla_ros.simulation import LIBERO_SUITES, TABLETOP_SUITES
 
 from .missing import need
+from .profiles import ProfileError, load_profile
+from .sinks.parameters import MODES
 
 
 @dataclass(frozen=True)
@@ -24,12 +26,14 @@ class Argument:
 
 @dataclass(frozen=True)
 class NodeSpec:
-    """A node to start. configs: files in config/, later ones win; parameters win over all."""
+    """A node to start. configs: files in config/, or with their whole path, later ones win; parameters win over all.
+    remappings: (from, to)."""
 
     executable: str
     name: str
     configs: tuple[str, ...]
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    remappings: tuple[tuple[str, str], ...] = ()
 
 
 _COMMON = (
@@ -54,6 +58,17 @@ LIBERO = (
     Argument("control_hz", "20.0", "bitvla: rate the checkpoint was trained at; LIBERO's is 20"),
 )
 
+REAL_ARM = (
+    Argument("profile", "", "the arm: a name in config/profiles, or a file"),
+    Argument(
+        "mode", "shadow", "shadow: never moves; dry: speaks to topics under dry/; live: moves, once the service enable is called", MODES
+    ),
+    Argument("policy", "bitvla", "what infers", ("bitvla", "replay", "expert")),
+    Argument("model", "", "bitvla: directory or hub id of a checkpoint, or random:nano; replay: the recording"),
+    Argument("norm_key", "", "bitvla: which of the checkpoint's statistics; empty where it has only one"),
+    Argument("control_hz", "0.0", "bitvla: rate the checkpoint was trained at; 0: as it says itself"),
+)
+
 # Fast DDS's default transports lose most images beyond 256x256 on their way between processes.
 ENVIRONMENT = {"FASTDDS_BUILTIN_TRANSPORTS": "LARGE_DATA"}
 
@@ -75,8 +90,27 @@ def simulation_graph(arguments: Mapping[str, str], config: str) -> tuple[NodeSpe
     )
 
 
+def real_arm_graph(arguments: Mapping[str, str]) -> tuple[NodeSpec, ...]:
+    """Controller and policy for a real arm. Cameras and the arm's driver run already. Raises ProfileError."""
+    if not arguments["profile"]:
+        raise ProfileError("give a profile: profile:=NAME of config/profiles, or a file")
+    profile = load_profile(arguments["profile"])
+    policy: dict[str, Any] = {"policy": arguments["policy"], "model": arguments["model"]}
+    if arguments["policy"] == "bitvla" and not arguments["model"].startswith("random:"):
+        policy |= {"control_hz": float(arguments["control_hz"]), "norm_key": arguments["norm_key"]}
+    return (
+        NodeSpec("controller_node", "controller", ("controller.yaml", str(profile.path)), {"mode": arguments["mode"]}, profile.remappings),
+        NodeSpec("policy_node", "policy", ("policy.yaml", str(profile.path)), policy, profile.remappings),
+    )
+
+
 def describe(arguments: Sequence[Argument], config: str) -> Any:
     """The launch.LaunchDescription of simulation_graph. config: the launch file's own file in config/."""
+    return describe_graph(arguments, lambda values: simulation_graph(values, config))
+
+
+def describe_graph(arguments: Sequence[Argument], graph: Callable[[Mapping[str, str]], Sequence[NodeSpec]]) -> Any:
+    """The launch.LaunchDescription of the nodes that `graph` names for the values of the arguments."""
     actions, launch_ros = need("launch.actions"), need("launch_ros.actions")
     from ament_index_python.packages import get_package_share_directory
     from launch.substitutions import LaunchConfiguration
@@ -84,16 +118,16 @@ def describe(arguments: Sequence[Argument], config: str) -> Any:
     folder = Path(get_package_share_directory("bitvla_ros")) / "config"
 
     def nodes(context: Any) -> list[Any]:
-        values = {argument.name: LaunchConfiguration(argument.name).perform(context) for argument in arguments}
         return [
             launch_ros.Node(
                 package="bitvla_ros",
                 executable=spec.executable,
                 name=spec.name,
                 parameters=[*(str(folder / name) for name in spec.configs), dict(spec.parameters)],
+                remappings=list(spec.remappings),
                 output="screen",
             )
-            for spec in simulation_graph(values, config)
+            for spec in graph({argument.name: LaunchConfiguration(argument.name).perform(context) for argument in arguments})
         ]
 
     declared = [
