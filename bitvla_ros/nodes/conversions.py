@@ -19,26 +19,10 @@ from bitvla_ros.control.command import Command
 from bitvla_ros.msg import ActionChunk as ActionChunkMsg
 from bitvla_ros.msg import EndEffectorCommand, SimulationState
 from bitvla_ros.policy.chunk import OSC_POSE, ActionChunk, Latency
+from bitvla_ros.policy.images import ENCODINGS, ImageError, rgb
 from bitvla_ros.policy.observation import Privileged
 
 SECOND = 1_000_000_000
-
-# Of sensor_msgs/image_encodings.hpp: 8-bit encodings decoded here, with their channels and how they become RGB.
-_ENCODINGS: dict[str, tuple[int, int | None]] = {
-    "rgb8": (3, None),
-    "bgr8": (3, cv2.COLOR_BGR2RGB),
-    "rgba8": (4, cv2.COLOR_RGBA2RGB),
-    "bgra8": (4, cv2.COLOR_BGRA2RGB),
-    "mono8": (1, cv2.COLOR_GRAY2RGB),
-}
-
-
-class ImageError(ValueError):
-    """An image message that cannot become RGB uint8. what: "encoding" or "size"."""
-
-    def __init__(self, what: str, message: str) -> None:
-        super().__init__(message)
-        self.what = what
 
 
 class ChunkError(ValueError):
@@ -82,18 +66,9 @@ def image_from_msg(message: Image | CompressedImage) -> NDArray[np.uint8]:
     """
     if isinstance(message, CompressedImage):
         return _decompress(message)
-    if message.encoding not in _ENCODINGS:
+    if message.encoding not in ENCODINGS:
         return _through_cv_bridge(message)
-    channels, conversion = _ENCODINGS[message.encoding]
-    height, width, step = message.height, message.width, message.step
-    if height == 0 or width == 0 or step < width * channels or len(message.data) != height * step:
-        raise ImageError(
-            "size",
-            f"{width}x{height} {message.encoding} with step {step} and {len(message.data)} bytes: "
-            f"expected step >= width * {channels} and height * step bytes, both sides > 0",
-        )
-    pixels: NDArray[np.uint8] = np.ndarray((height, width, channels), np.uint8, message.data, strides=(step, channels, 1))
-    return pixels if conversion is None else np.asarray(cv2.cvtColor(pixels, conversion), np.uint8)
+    return rgb(message.encoding, message.height, message.width, message.step, message.data)
 
 
 def _decompress(message: CompressedImage) -> NDArray[np.uint8]:
@@ -105,7 +80,7 @@ def _decompress(message: CompressedImage) -> NDArray[np.uint8]:
 
 
 def _through_cv_bridge(message: Image) -> NDArray[np.uint8]:
-    known = ", ".join(_ENCODINGS)
+    known = ", ".join(ENCODINGS)
     if re.fullmatch(r"(8|16|32|64)[USF]C\d+", message.encoding):
         raise ImageError("encoding", f"{message.encoding!r} does not say which channel is red: expected {known}")
     try:

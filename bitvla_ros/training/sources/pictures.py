@@ -8,17 +8,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from ...policy.images import ImageError, rgb
 from ..lerobot_format import decode_image
 from . import ConversionError
-
-# Of sensor_msgs/image_encodings.hpp: channels, and how they become RGB.
-_ENCODINGS: dict[str, tuple[int, int | None]] = {
-    "rgb8": (3, None),
-    "bgr8": (3, cv2.COLOR_BGR2RGB),
-    "rgba8": (4, cv2.COLOR_RGBA2RGB),
-    "bgra8": (4, cv2.COLOR_BGRA2RGB),
-    "mono8": (1, cv2.COLOR_GRAY2RGB),
-}
 
 
 def picture_of(message: Any, shorter_side: int | None) -> NDArray[np.uint8]:
@@ -38,15 +30,11 @@ def shrunk(picture: NDArray[np.uint8], shorter_side: int | None) -> NDArray[np.u
 
 
 def _raw(message: Any) -> NDArray[np.uint8]:
-    if message.encoding not in _ENCODINGS:
-        raise ConversionError(f"its encoding is {message.encoding!r}, expected {', '.join(_ENCODINGS)} (a colour image, not depth)")
-    channels, conversion = _ENCODINGS[message.encoding]
-    height, width, step = message.height, message.width, message.step
-    if height == 0 or width == 0 or step < width * channels or len(message.data) != height * step:
-        raise ConversionError(f"{width}x{height} {message.encoding} with step {step} and {len(message.data)} bytes do not go together")
     data = np.ascontiguousarray(message.data, np.uint8)
-    pixels: NDArray[np.uint8] = np.ndarray((height, width, channels), np.uint8, data, strides=(step, channels, 1))
-    return np.array(pixels) if conversion is None else np.asarray(cv2.cvtColor(pixels, conversion), np.uint8)
+    try:
+        return np.array(rgb(message.encoding, message.height, message.width, message.step, data))
+    except ImageError as error:
+        raise ConversionError(str(error)) from error
 
 
 def _compressed(message: Any) -> NDArray[np.uint8]:
