@@ -72,7 +72,7 @@ class Session:
         self._start = self._end_at = self._newest = 0
         self._counted: ActionChunk | None = None
         self._stopping = False  # the stop's ramp has not reached its hold
-        self._placed = False  # setpoints go on from the last one; else they begin where the arm is measured
+        self._placed = False  # the task's setpoints have begun
         self._steady = 0  # of the last setpoint
 
     @property
@@ -92,8 +92,7 @@ class Session:
         self.running, self.lockstep, self.result = True, lockstep, None
         self.steps = self.chunks = 0
         self._start, self._end_at, self._newest = now, now + limit, now
-        self._placed = self._placed and self._stopping  # a stop that is still under way is not jumped out of
-        self._stopping = False
+        self._placed = self._stopping = False
         return self.epoch
 
     def accept(self, chunk: ActionChunk, now: int, steady: int) -> None:
@@ -148,17 +147,26 @@ class Session:
         if not self.running:
             self.player.watch(arm)
             return self._next_setpoint_of_stop(steady)
-        if not self._placed:
-            setpoint = self.guard.place(now, arm, steady)
-            self._notice()
-            if setpoint is not None:
-                self.motion.resume(setpoint)
-                self._placed = True
-        else:
+        setpoint = None if self._placed else self._begin_motion(now, arm, steady)
+        if self._placed and setpoint is None:
             setpoint = self._follow(now, arm, joints, steady, max(elapsed, 0))
         if self.running:
             self.steps = (now - self._start) // self.config.player.step_duration + 1
             self._count_chunk()
+        return setpoint
+
+    def _begin_motion(self, now: int, arm: ArmState, steady: int) -> Setpoint | None:
+        """Go on from the task before, where the arm has not settled yet. Else the first setpoint: a hold where the arm is measured."""
+        setpoints = self.guard.setpoints
+        if setpoints.settling(arm, steady) and setpoints.last is not None:
+            self.motion.resume(setpoints.last)
+            self._placed = True
+            return None
+        setpoint = self.guard.place(now, arm, steady)
+        self._notice()
+        if setpoint is not None:
+            self.motion.resume(setpoint)
+            self._placed = True
         return setpoint
 
     def _follow(self, now: int, arm: ArmState, joints: NDArray[np.float64] | None, steady: int, elapsed: int) -> Setpoint | None:
@@ -166,7 +174,9 @@ class Session:
             self.motion.rebase(arm)
             self.guard.setpoints.rebase(arm)
         asked = self.player.play(now, arm, continuous=True)
-        command = self.guard.check_offset(asked or self.guard.stop(self.epoch))
+        if asked is None:
+            return None  # lockstep alone
+        command = self.guard.check_offset(asked)
         rest = command.hold or elapsed > self.config.player.step_duration
         wanted = self.motion.step(None if rest else command.action, elapsed / 1e9, self.player.began)
         setpoint = self.guard.check_setpoint(now, replace(wanted, epoch=self.epoch), arm, joints, steady)

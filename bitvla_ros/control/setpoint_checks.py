@@ -20,6 +20,7 @@ _ROUNDING = 1e-9  # m, rad, m/s, rad/s: float64 near 1
 _UNIT_TOLERANCE = 1e-6  # of a quaternion's length
 _JOINT_TOLERANCE = 0.002  # rad, of noise
 _SECOND = 1_000_000_000
+_SETTLING = _SECOND // 2  # after which an arm that was told to rest has come to rest
 
 
 class SetpointChecks:
@@ -40,6 +41,16 @@ class SetpointChecks:
         self.last = Setpoint(np.array(arm.position, np.float64), turned(arm.orientation, rest), rest, rest, gripper, True, epoch)
         self._time, self._allowed = steady, None
         return self.last
+
+    def settling(self, arm: ArmState, steady: int) -> bool:
+        """The arm may still be on its way to the last setpoint: whoever goes on then, goes on from there, not from where it is now."""
+        if self.last is None or steady - self._time > _SETTLING:
+            return False
+        try:
+            self._check_following(self.last, arm)
+        except Violation:
+            return False
+        return True
 
     def rebase(self, arm: ArmState) -> None:
         """Setpoints go on from where the arm is measured, at the velocity of before: for an arm that somebody else moves."""
@@ -63,7 +74,8 @@ class SetpointChecks:
         elapsed = max(steady - self._time, 0) / _SECOND
         self._check_form(setpoint)
         self._check_motion(setpoint, last, elapsed)
-        self._check_place(setpoint, arm)
+        self._check_following(setpoint, arm)
+        self._check_workspace(setpoint)
         self._check_gripper(setpoint, last, steady)
         self._check_joints(joints)
         self.last, self._time = setpoint, steady
@@ -109,7 +121,7 @@ class SetpointChecks:
             if apart > acceleration * elapsed**2 * (1 + _TOLERANCE) + _ROUNDING:
                 raise Violation(FaultReason.STEP, f"the setpoint's velocity and its step disagree by {apart:.4f} {unit}")
 
-    def _check_place(self, setpoint: Setpoint, arm: ArmState) -> None:
+    def _check_following(self, setpoint: Setpoint, arm: ArmState) -> None:
         limits = self._limits
         far = _norm(setpoint.position - arm.position)
         if far > limits.following_position:
@@ -119,8 +131,10 @@ class SetpointChecks:
         if angle > limits.following_angle:
             message = f"the hand is turned {angle:.3f} rad from its setpoint; the limit is {limits.following_angle:g} rad"
             raise Violation(FaultReason.FOLLOWING, message)
-        # Where a stop that began now would end.
-        ahead = setpoint.position + setpoint.linear * (_norm(setpoint.linear) / (2 * limits.acceleration))
+
+    def _check_workspace(self, setpoint: Setpoint) -> None:
+        """Where a stop that began now would end. Inwards is always allowed."""
+        ahead = setpoint.position + setpoint.linear * (_norm(setpoint.linear) / (2 * self._limits.acceleration))
         low, high = self._low, self._high
         outward = ((ahead < low) & (setpoint.linear < 0)) | ((ahead > high) & (setpoint.linear > 0))
         if outward.any():
