@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from converting import convert
 from recordings import png
 
-from bitvla_ros import cli
 from bitvla_ros.training.dataset import Dataset, DatasetWriter, Episode
 
 pa = pytest.importorskip("pyarrow")
@@ -124,12 +124,6 @@ def write(root: Path, version: str, *, video: bool, **change: Any) -> Path:
     (root / "meta/episodes.jsonl").write_text("\n".join(map(json.dumps, lines)))
     (root / "meta/tasks.jsonl").write_text("\n".join(json.dumps({"task_index": i, "task": task}) for i, task in enumerate(tasks)))
     return root
-
-
-def convert(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, dict, str]:
-    code = cli.main(["convert", *map(str, arguments), "--json"])
-    captured = capsys.readouterr()
-    return code, json.loads(captured.out), captured.err
 
 
 def refused(capsys: pytest.CaptureFixture[str], source: Path, *arguments: object) -> str:

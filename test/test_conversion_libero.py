@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from converting import convert
 
-from bitvla_ros import cli
 from bitvla_ros.training.dataset import Dataset
 
 h5py = pytest.importorskip("h5py")
@@ -44,12 +44,6 @@ def write(path: Path, *demos: dict[str, np.ndarray], **attributes: str) -> Path:
             for name, values in demo.items():
                 group.create_dataset(name, data=values)
     return path
-
-
-def convert(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, dict, str]:
-    code = cli.main(["convert", *map(str, arguments), "--json"])
-    captured = capsys.readouterr()
-    return code, json.loads(captured.out), captured.err
 
 
 def test_frames_states_and_actions_are_those_of_the_published_datasets(tmp_path, capsys):
