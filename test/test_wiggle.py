@@ -96,8 +96,11 @@ def test_every_wrong_scale_is_found_and_named(turn, permutation, scales, rng):
 
 @given(st.sampled_from([0.1, 0.5, 2.0, 5.0]), kinds)
 def test_one_scale_for_all_axes_is_said_once(scale, turn):
-    (sentence,) = diagnose(response(*matrices(turn, scale * np.eye(3))), DOWN)
-    assert sentence.startswith(", ".join(AXES[turn])) and f"{scale:g} times" in sentence
+    seen = response(*matrices(turn, scale * np.eye(3)))
+    (sentence,) = diagnose(seen, DOWN)
+    assert sentence.startswith(", ".join(AXES[turn])) and f"{scale:g} times" in sentence and "other units" in sentence
+    (sentence,) = diagnose([one for one in seen if one.motion.axis == 2], DOWN)
+    assert f"{AXES[turn][2]} {'turns' if turn else 'moves'} {scale:g} times as far as asked: other units" in sentence
 
 
 @given(

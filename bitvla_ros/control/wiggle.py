@@ -229,13 +229,13 @@ def _scales(findings: list[Finding], turn: bool) -> list[str]:
         return []
     names, verb = (_TURNS, "turn") if turn else (_SHIFTS, "move")
     values = np.array(list(scales.values()))
-    if len(wrong) == len(scales) > 1 and values.max() < 1.1 * values.min():
-        where = (
-            "degrees for radians, or a scale of the arm's controller" if turn else "other units than metres, or a scale of the controller"
-        )
-        return [f"{', '.join(names[axis] for axis in wrong)} {verb} {values.mean():.2g} times as far as asked: {where}"]
+    if len(wrong) == len(scales) and values.max() < 1.1 * values.min():
+        where = "other units than radians" if turn else "other units than metres"
+        verb += "s" if len(wrong) == 1 else ""
+        asked = ", ".join(names[axis] for axis in wrong)
+        return [f"{asked} {verb} {values.mean():.2g} times as far as asked: {where}, or a scale of the controller"]
     each = ", ".join(f"{names[axis]} {verb}s {scale:.2g} times" for axis, scale in wrong.items())
-    return [f"{each} as far as asked: axes of different scale; look for limits, or gains of the controller that are too soft"]
+    return [f"{each} as far as asked, unlike other axes: is the arm at a limit, or too soft?"]
 
 
 def _cross_talk(findings: Iterable[Finding]) -> list[str]:
