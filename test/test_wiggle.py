@@ -165,6 +165,12 @@ def test_something_is_said_exactly_where_a_motion_was_wrong(numbers, chosen):
     assert bool(diagnose(seen, DOWN)) == any(not judge(one).ok for one in seen)
 
 
+def test_an_axis_that_goes_the_same_way_whatever_its_sign_is_a_problem():
+    seen = response(np.eye(3), np.eye(3))
+    seen[1] = Seen(seen[1].motion, seen[0].shift, np.zeros(3))
+    assert diagnose(seen, DOWN) == ["-x moves along +x"]
+
+
 @pytest.mark.parametrize(
     ("opened", "closed", "words"), [(0.08, 0.0, ""), (0.0, 0.08, "inverted"), (0.04, 0.041, "does not move"), (0.0, 0.0, "does not move")]
 )
