@@ -27,13 +27,14 @@ class Argument:
 @dataclass(frozen=True)
 class NodeSpec:
     """A node to start. configs: files in config/, or with their whole path, later ones win; parameters win over all.
-    remappings: (from, to)."""
+    remappings: (from, to). enclave: of SROS2, empty for none."""
 
     executable: str
     name: str
     configs: tuple[str, ...]
     parameters: Mapping[str, Any] = field(default_factory=dict)
     remappings: tuple[tuple[str, str], ...] = ()
+    enclave: str = ""
 
 
 _COMMON = (
@@ -67,6 +68,7 @@ REAL_ARM = (
     Argument("model", "", "bitvla: directory or hub id of a checkpoint, or random:nano; replay: the recording"),
     Argument("norm_key", "", "bitvla: which of the checkpoint's statistics; empty where it has only one"),
     Argument("control_hz", "0.0", "bitvla: rate the checkpoint was trained at; 0: as it says itself"),
+    Argument("enclaves", "", "SROS2: the nodes run in ENCLAVES/controller and ENCLAVES/policy; empty: in none of their own"),
 )
 
 # Fast DDS's default transports lose most images beyond 256x256 on their way between processes.
@@ -98,9 +100,18 @@ def real_arm_graph(arguments: Mapping[str, str]) -> tuple[NodeSpec, ...]:
     policy: dict[str, Any] = {"policy": arguments["policy"], "model": arguments["model"]}
     if arguments["policy"] == "bitvla" and not arguments["model"].startswith("random:"):
         policy |= {"control_hz": float(arguments["control_hz"]), "norm_key": arguments["norm_key"]}
-    return (
-        NodeSpec("controller_node", "controller", ("controller.yaml", str(profile.path)), {"mode": arguments["mode"]}, profile.remappings),
-        NodeSpec("policy_node", "policy", ("policy.yaml", str(profile.path)), policy, profile.remappings),
+    controller = {"mode": arguments["mode"]}
+    described = (("controller", controller), ("policy", policy))
+    return tuple(
+        NodeSpec(
+            f"{name}_node",
+            name,
+            (f"{name}.yaml", str(profile.path)),
+            parameters,
+            profile.remappings,
+            f"{arguments['enclaves']}/{name}" if arguments["enclaves"] else "",
+        )
+        for name, parameters in described
     )
 
 
@@ -125,6 +136,7 @@ def describe_graph(arguments: Sequence[Argument], graph: Callable[[Mapping[str, 
                 name=spec.name,
                 parameters=[*(str(folder / name) for name in spec.configs), dict(spec.parameters)],
                 remappings=list(spec.remappings),
+                ros_arguments=["--enclave", spec.enclave] if spec.enclave else None,
                 output="screen",
             )
             for spec in graph({argument.name: LaunchConfiguration(argument.name).perform(context) for argument in arguments})
