@@ -184,6 +184,121 @@ def test_a_seam_is_faded_linearly():
     assert all(c.action[6] == np.float32(-0.4) for c in seam), "a gripper is not faded"
 
 
+# At the rate of a sink
+
+
+def continuous(**config: object) -> Player:
+    """A player whose arm has moved since every observation."""
+    return realtime(**config)
+
+
+@pytest.mark.parametrize("hz", [20, 50, 100, 250])
+@pytest.mark.parametrize("age_ms", [0, 3, 49, 120, 349])
+def test_an_action_is_played_exactly_when_the_model_meant_it(hz, age_ms):
+    player, first = continuous(ramp_steps=0), START + age_ms * 1_000_000
+    player.accept(chunk(), first)
+    for now in range(first, START + 8 * STEP, 1_000_000_000 // hz):
+        assert index(player.play(now, arm(now), continuous=True)) == (now - START) // STEP
+    assert player.play(START + 8 * STEP, arm(0), continuous=True).hold
+
+
+def test_an_arm_that_held_still_starts_at_action_0_at_any_rate():
+    player = realtime(moving=False)
+    first = START + 2_700_000_000
+    for now in range(START, first, 10_000_000):
+        assert player.play(now, arm(now, 0.001), continuous=True).hold
+    player.accept(chunk(), first)
+    for now in range(first, first + 8 * STEP, 10_000_000):
+        assert index(player.play(now, arm(now, (now - first) / 1e9), continuous=True)) == (now - first) // STEP
+
+
+def test_a_control_step_begins_once_at_any_rate():
+    player, seen = continuous(), []
+    player.accept(chunk(horizon=4), START)
+    for now in range(START, START + 9 * STEP, 10_000_000):
+        player.play(now, arm(now), continuous=True)
+        seen.append(player.began)
+    assert [k for k, began in enumerate(seen) if began] == list(range(0, 45, 5))
+
+
+@pytest.mark.parametrize("period_ms", [1, 5, 10, 25])
+def test_fades_and_ramps_are_by_time_and_not_by_calls(period_ms):
+    player = continuous(fade_steps=2, ramp_steps=4)
+    old, new = np.full((8, 7), 0.4, np.float32), np.full((3, 7), -0.4, np.float32)
+    player.accept(chunk(actions=old), START)
+    switch = START + 3 * STEP
+    for now in range(START, switch, period_ms * 1_000_000):
+        player.play(now, arm(now), continuous=True)
+    player.accept(chunk(switch, actions=new), switch)
+    for now in range(switch, switch + 8 * STEP, period_ms * 1_000_000):
+        command = player.play(now, arm(now), continuous=True)
+        steps = (now - switch) / STEP
+        expected = 0.4 - 0.8 * steps / 2 if steps < 2 else -0.4 * min(1.0, max(0.0, 1 - (steps - 3) / 4))
+        assert float(command.action[0]) == pytest.approx(expected, abs=1e-6)
+        assert command.hold == (steps >= 7) and command.action[6] == np.float32(-0.4)
+
+
+def test_an_arm_at_rest_begins_with_the_whole_of_its_first_action():
+    """There is no old plan to fade from, and the motion model starts softly by itself."""
+    player = continuous(fade_steps=2)
+    assert player.play(START, arm(START), continuous=True).hold
+    player.accept(chunk(actions=np.ones((8, 7), np.float32)), START)
+    assert player.play(START + 1, arm(START), continuous=True).action[0] == 1
+
+
+def test_a_task_that_takes_over_ramps_from_what_was_commanded_last():
+    player = continuous(fade_steps=4, ramp_steps=4)
+    player.accept(chunk(actions=np.full((8, 7), 0.8, np.float32)), START)
+    for k in range(6):
+        player.play(START + k * STEP, arm(START))
+    player.end()
+    player.begin(2, START + 6 * STEP, lockstep=False)
+    ramp = [player.play(START + (6 + k) * STEP, arm(START)) for k in range(5)]
+    assert [float(c.action[0]) for c in ramp] == pytest.approx([0.6, 0.4, 0.2, 0.0, 0.0])
+    assert [c.hold for c in ramp] == [False] * 3 + [True] * 2
+
+
+# Ensembling
+
+
+def constant(value: float, stamp: int, gripper: float = 1.0) -> ActionChunk:
+    actions = np.full((8, 7), value, np.float32)
+    actions[:, 6] = gripper
+    return chunk(stamp, actions=actions)
+
+
+def test_chunks_that_cover_the_moment_are_averaged_with_exponential_weights():
+    player = continuous(ensemble=0.5, fade_steps=0)
+    values = np.array([0.1, 0.4, 0.8])
+
+    def played(now: int):
+        return player.play(now, arm(now), continuous=True)
+
+    for k in range(3):
+        now = START + 2 * k * STEP
+        player.accept(constant(values[k], now, gripper=(-1.0) ** k), now)
+        weights = np.exp(-0.5 * np.arange(k + 1))
+        assert float(played(now).action[0]) == pytest.approx(float(weights @ values[: k + 1] / weights.sum()))
+        assert played(now + STEP).action[6] == (-1.0) ** k, "the newest says"
+    weights = np.exp(-0.5 * np.arange(2))
+    assert float(played(START + 9 * STEP).action[0]) == pytest.approx(float(weights @ values[1:] / weights.sum())), "the first is over"
+    assert played(START + 12 * STEP - 1).action[0] == np.float32(0.8)
+
+
+def test_without_ensembling_the_newest_chunk_alone_is_played():
+    player = continuous()
+    for k, value in enumerate((0.1, 0.4)):
+        player.accept(constant(value, START + k * STEP), START + k * STEP)
+    assert player.play(START + STEP, arm(START), continuous=True).action[0] == np.float32(0.4)
+
+
+def test_lockstep_never_averages():
+    player = lockstep(replan_steps=1, ensemble=0.01)
+    for k, value in enumerate((0.1, 0.4, 0.8)):
+        player.accept(constant(value, START + k * STEP), START + k * STEP)
+        assert player.play(START + k * STEP, arm(START)).action[0] == np.float32(value)
+
+
 # Refusals
 
 
@@ -267,7 +382,9 @@ def test_nothing_is_played_between_tasks():
     assert refused.value.reason is Refusal.NO_TASK
 
 
-@pytest.mark.parametrize("wrong", [{"control_hz": 0.0}, {"control_hz": float("nan")}, {"replan_steps": -1}, {"max_age": -0.1}])
+@pytest.mark.parametrize(
+    "wrong", [{"control_hz": 0.0}, {"control_hz": float("nan")}, {"replan_steps": -1}, {"max_age": -0.1}, {"ensemble": -1.0}]
+)
 def test_a_wrong_configuration_is_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         PlayerConfig(**wrong)

@@ -188,5 +188,5 @@ def braked(setpoint: Setpoint, dt: float, acceleration: float, angular_accelerat
 
 def shortened(vector: Array, length: float) -> Array:
     """The vector, or one of this length in its direction where it is longer."""
-    norm = math.sqrt(float(vector @ vector))
+    norm = math.hypot(*vector.tolist())
     return vector if norm <= length else vector * (length / norm)

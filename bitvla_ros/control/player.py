@@ -152,7 +152,7 @@ class Player:
                 raise ChunkRefused(Refusal.NOT_ASKED, f"chunk of the observation at {stamp} ns, but the one asked for is at {self.due} ns")
         else:
             self._validate_time(chunk, now, still)
-        keep = self.config.ensemble > 0 and not self._lockstep and not still
+        keep = self.config.ensemble > 0 and not self._lockstep and not self._holding
         self._plans = [*(self._plans if keep else []), _Plan(chunk, still)]
         self._count += 1
         self._from, self._since, self._fades = self._last, None, True

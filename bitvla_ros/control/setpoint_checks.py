@@ -177,4 +177,4 @@ class SetpointChecks:
 
 
 def _norm(vector: NDArray[np.float64]) -> float:
-    return math.sqrt(float(vector @ vector))
+    return math.hypot(*vector.tolist())
