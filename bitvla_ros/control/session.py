@@ -19,6 +19,7 @@ from .guard import Guard
 from .limits import FaultReason, Limits
 from .motion import Motion
 from .player import ChunkRefused, Player, PlayerConfig
+from .rotation import turn_between, turned
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,10 @@ class Result:
 class Session:
     """Runs one task after another. Times are nanoseconds: `now` of ROS time, `steady` of the steady clock.
 
-    shadow: somebody else moves the arm; setpoints say what the policy would do from where it is."""
+    shadow: somebody else moves the arm; setpoints say what the policy would do from where it is.
+    fade: s in which a distance between setpoint and measured arm fades; 0: it stays. For an arm that is given velocities alone: the
+        small errors of following them would add up, over a task, until the setpoint is far from the arm. One that does not follow at
+        all is found by its distance all the same."""
 
     def __init__(self, config: ControlConfig, frame: str = "", epoch: int = 0) -> None:
         """frame: of the commands; empty: not checked. epoch: the last one used; each task takes the next."""
@@ -63,6 +67,7 @@ class Session:
         self.guard = Guard(config.limits, config.player.control_hz)
         self.motion = Motion(config.limits.motion(config.motion), config.player.control_hz)
         self.shadow = False
+        self.fade = 0.0
         self.epoch = epoch
         self.running = False
         self.lockstep = False
@@ -157,6 +162,7 @@ class Session:
 
     def _begin_motion(self, now: int, arm: ArmState, steady: int) -> Setpoint | None:
         """Go on from the task before, where the arm has not settled yet. Else the first setpoint: a hold where the arm is measured."""
+        self.player.watch(arm)
         setpoints = self.guard.setpoints
         if setpoints.settling(arm, steady) and setpoints.last is not None:
             self.motion.resume(setpoints.last)
@@ -170,9 +176,10 @@ class Session:
         return setpoint
 
     def _follow(self, now: int, arm: ArmState, joints: NDArray[np.float64] | None, steady: int, elapsed: int) -> Setpoint | None:
-        if self.shadow:
-            self.motion.rebase(arm)
-            self.guard.setpoints.rebase(arm)
+        if self.shadow or self.fade:
+            here = arm if self.shadow else self._faded(arm, elapsed)
+            self.motion.rebase(here)
+            self.guard.setpoints.rebase(here)
         asked = self.player.play(now, arm, continuous=True)
         if asked is None:
             return None  # lockstep alone
@@ -185,6 +192,15 @@ class Session:
             self._stopping = setpoint is not None and not setpoint.hold
         self.player.commanded(replace(command, hold=self.shadow or (setpoint is not None and setpoint.hold)))
         return setpoint
+
+    def _faded(self, arm: ArmState, elapsed: int) -> ArmState:
+        """Where the last setpoint is, and a little nearer to the arm."""
+        last = self.guard.setpoints.last
+        if last is None:
+            return arm
+        share = min(elapsed / 1e9 / self.fade, 1.0)
+        position = last.position + share * (arm.position - last.position)
+        return ArmState(position, turned(last.orientation, share * turn_between(last.orientation, arm.orientation)), arm.stamp)
 
     @property
     def stopping(self) -> bool:
