@@ -7,8 +7,12 @@ import json
 import numpy as np
 import pytest
 
+from bitvla_ros.control import motion
 from bitvla_ros.control.player import decelerated
-from bitvla_ros.evaluation.proofs.findings import Fault, Fuzz, Promise, Trial, result_of
+from bitvla_ros.control.setpoint_checks import SetpointChecks
+from bitvla_ros.evaluation.proofs import seam
+from bitvla_ros.evaluation.proofs.findings import Fault, Fuzz, Promise, Samples, Trial, result_of
+from bitvla_ros.evaluation.proofs.report import Measured, write_report
 from bitvla_ros.evaluation.proofs.stale import KINDS, prove_stale
 from bitvla_ros.evaluation.proofs.stopping import Sent, bad_commands, find_stop, problems_of
 from bitvla_ros.policy import gate as gate_module
@@ -59,6 +63,39 @@ def test_a_crash_is_a_miss(monkeypatch):
     assert promise.violations == 6 and "ZeroDivisionError" in promise.examples[0]
 
 
+# ---- seams
+
+
+@pytest.fixture
+def short_segments(monkeypatch):
+    """So that few steps see many configurations."""
+    monkeypatch.setattr(seam, "SEGMENT", 600)
+
+
+def test_setpoints_never_jump(short_segments):
+    promise = seam.prove_seam(6000, seed=1, advance=nothing)
+    assert promise.met, promise.examples
+    assert max(promise.samples.values) > 0.9, "the limits were never met: this proves nothing"
+
+
+def test_a_motion_that_ignores_a_limit_is_found_out_by_the_guard(short_segments, monkeypatch):
+    monkeypatch.setattr(motion, "shortened", lambda vector, length: vector)
+    promise = seam.prove_seam(2400, seed=1, advance=nothing)
+    assert not promise.met and "guard" in promise.examples[0]
+
+
+def test_and_without_a_guard_by_the_steps_themselves(short_segments, monkeypatch):
+    monkeypatch.setattr(motion, "shortened", lambda vector, length: vector)
+    monkeypatch.setattr(SetpointChecks, "_check_motion", lambda *_: None)
+    promise = seam.prove_seam(2400, seed=1, advance=nothing)
+    assert not promise.met and "times the limit" in promise.examples[0]
+
+
+def test_a_task_that_begins_where_a_lagging_arm_is_measured_is_found_out(short_segments, monkeypatch):
+    monkeypatch.setattr(SetpointChecks, "settling", lambda *_: False)
+    assert not seam.prove_seam(6000, seed=1, advance=nothing).met
+
+
 # ---- where a stop begins
 
 
@@ -75,28 +112,39 @@ def stopped_from(size: float, before: int = 5, ramp_steps: int = 4) -> list[Sent
     return row(*[size] * before, *ramp)
 
 
+def test_a_ramp_by_time_is_one_too_and_its_last_command_may_be_all_but_a_hold():
+    action = np.array([0.8, 0, 0.4, 0, 0, 0, 1], np.float32)
+    commands = row(*[0.8] * 5, holds=0)
+    for count, late in enumerate((0, 4_000_000, -3_000_000, -1_000_000, 2_000_000)):
+        stamp = (5 + count) * STEP + late
+        ramp = decelerated(action, 1 + (stamp - 5 * STEP) / STEP, 4, 1)
+        commands.append(Sent(stamp, stamp, 1, ramp.hold, ramp.action))
+    assert [command.hold for command in commands[5:]] == [False, False, False, False, True]
+    assert find_stop(commands, since=3 * STEP, ramp_steps=4, step=STEP) == 5
+
+
 @pytest.mark.parametrize("ramp_steps", [2, 4, 10])
 def test_the_first_command_of_a_ramp_is_where_the_stop_begins(ramp_steps):
     commands = stopped_from(0.8, before=5, ramp_steps=ramp_steps)
-    assert find_stop(commands, since=3 * STEP, ramp_steps=ramp_steps) == 5
+    assert find_stop(commands, since=3 * STEP, ramp_steps=ramp_steps, step=STEP) == 5
     assert problems_of(commands, 5, ramp_steps) == []
 
 
 def test_a_hold_without_a_ramp_is_the_stop_and_is_abrupt():
     commands = row(0.8, 0.8, 0.8, 0.8)
-    assert find_stop(commands, since=STEP, ramp_steps=4) == 4
+    assert find_stop(commands, since=STEP, ramp_steps=4, step=STEP) == 4
     assert "at once" in problems_of(commands, 4, 4)[0]
 
 
 def test_the_stop_of_an_arm_at_rest_is_a_hold():
     commands = row(0.5, 0.2, 0.0, 0.0, 0.0, 0.0)
-    assert find_stop(commands, since=STEP, ramp_steps=4) == 6
+    assert find_stop(commands, since=STEP, ramp_steps=4, step=STEP) == 6
     assert problems_of(commands, 6, 4) == []
 
 
 def test_no_hold_is_no_stop():
-    assert find_stop(row(0.5, 0.5, holds=0), since=0, ramp_steps=4) is None
-    assert find_stop(stopped_from(0.5), since=100 * STEP, ramp_steps=4) is None
+    assert find_stop(row(0.5, 0.5, holds=0), since=0, ramp_steps=4, step=STEP) is None
+    assert find_stop(stopped_from(0.5), since=100 * STEP, ramp_steps=4, step=STEP) is None
 
 
 def test_an_arm_that_moves_after_its_hold_is_found_out():
@@ -147,3 +195,29 @@ def test_a_broken_promise_is_an_error(finding):
 
 def test_nothing_wrong_is_no_error():
     assert "error" not in result_of([Fault("camera_loss", (Trial(80.0),)), Promise("seam", 10, 0, 0.0, "steps", 0.0)])
+
+
+# ---- the report
+
+
+def test_a_folder_keeps_findings_and_shows_all_of_them(tmp_path):
+    pytest.importorskip("matplotlib", reason="no matplotlib: pip install '.[plot]'")
+    fault = Fault("camera_loss", (Trial(300.0), Trial(420.0), Trial(None, ("the arm did not stop",))), max_ms=400.0)
+    seam = Promise("seam", 100, 0, 0.0, "steps", 0.0, samples=Samples("share", (0.2, 1.0), 1.0))
+    memory = Promise("lifecycle", 3, 0, 0.1, "MB", 4.0, ("x",), Samples("MB", (50.0, 51.0, 51.0), at=(1.0, 2.0, 3.0), at_label="loops"))
+    fuzz = Fuzz("fuzz", 10, 0, 0, 0, {"chunk.stale": 3})
+    rhythm = {"misses": 2, "jitter_ms": {"p99": 0.4}}
+    rate = Promise("player_rate", 9, 0, 0.02, "% missed", 0.1, player={"rate_hz": 99.98, **rhythm, "arrival": rhythm})
+    for finding in (fault, seam):
+        Measured(finding, "what it does", "trials", 0, 0.01).save(tmp_path)
+    for finding in (memory, fuzz, rate):  # another run, into the same folder
+        kept = Measured(finding, "what it does", "trials", 1, None)
+        kept.save(tmp_path)
+        assert Measured.load(tmp_path / f"{finding.name}.json") == kept
+    page = write_report(tmp_path, ("camera_loss", "seam", "lifecycle", "player_rate", "fuzz", "never_run")).read_text()
+    assert "| `camera_loss` | what it does | 3 | 2 | 420 | 420 | 420 | max 400 | 1 |" in page
+    assert "`seam`" in page and "chunk.stale 3" in page and "the arm did not stop" in page and "seed 0, 1" in page
+    assert "99.98 setpoints a second: 2 missed, jitter p99 0.40 ms" in page
+    pictures = {line.rpartition("(")[2].rstrip(")") for line in page.splitlines() if line.startswith("![")}
+    assert pictures == {"faults.png", "seam.png", "lifecycle.png"}
+    assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in pictures)

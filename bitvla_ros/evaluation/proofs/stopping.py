@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ...control.player import decelerated
 from ...policy.chunk import ACTION_DIM
+
+_TOLERANCE = 0.06  # of the offset: timers jitter by a few milliseconds
 
 
 @dataclass(frozen=True)
@@ -28,21 +29,32 @@ class Sent:
         return not self.hold and bool(self.action[:6].any())
 
 
-def find_stop(commands: Sequence[Sent], since: int, ramp_steps: int) -> int | None:
+def find_stop(commands: Sequence[Sent], since: int, ramp_steps: int, step: int) -> int | None:
     """Index of the first command of the stop that ends in the first hold to arrive after `since` (ns, steady clock), or None.
 
-    A stop is the ramp of control.player.decelerated; where the hold does not end such a ramp, it is the stop by itself.
+    A stop is a ramp as control.player.decelerated has it, which counts commands or, in the player, time in control steps of `step` ns;
+    a hold that ends no ramp is the stop by itself.
     """
     hold = next((index for index, command in enumerate(commands) if command.arrival > since and command.hold), None)
     if hold is None:
         return None
-    first = hold - max(ramp_steps, 1) + 1
-    if first < 1:
-        return hold
-    before = commands[first - 1]
-    ramp = (decelerated(before.action, step + 1, ramp_steps, before.epoch) for step in range(hold - first + 1))
-    is_ramp = all(_same(sent, given.action, given.hold) for sent, given in zip(commands[first : hold + 1], ramp, strict=True))
-    return first if is_ramp and before.moves else hold
+    for first in range(max(hold - ramp_steps, 1), hold):
+        if commands[first - 1].moves and _is_ramp(commands[first - 1 : hold], ramp_steps, step):
+            return first
+    return hold
+
+
+def _is_ramp(commands: Sequence[Sent], steps: int, step: int) -> bool:
+    """The first command is what the others, after it, bring to zero in equal parts."""
+    before, began = commands[0].action[:6], commands[1].stamp
+    for count, command in enumerate(commands[1:], 1):
+        share = float(command.action[:6] @ before / (before @ before))
+        by_time = 1 + (command.stamp - began) / step
+        if min(abs(share - (1 - done / steps)) for done in (count, by_time)) > _TOLERANCE:
+            return False
+        if np.abs(command.action[:6] - share * before).max() > _TOLERANCE * np.abs(before).max():
+            return False
+    return True
 
 
 def problems_of(commands: Sequence[Sent], stop: int, ramp_steps: int) -> list[str]:
@@ -65,7 +77,3 @@ def bad_commands(commands: Sequence[Sent]) -> list[str]:
         elif np.abs(command.action).max() > 1 + 1e-5:
             problems.append(f"a command is beyond [-1, 1]: {command.action.tolist()}")
     return problems
-
-
-def _same(sent: Sent, action: NDArray[np.float32], hold: bool) -> bool:
-    return sent.hold == hold and bool(np.allclose(sent.action[:6], action[:6], rtol=1e-4, atol=1e-6))

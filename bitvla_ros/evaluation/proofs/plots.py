@@ -1,0 +1,81 @@
+"""Findings as pictures: a distribution against what was promised, or a course over time. Needs matplotlib (the extra `plot`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..plots import FAINT, INK, PARTS
+from .findings import Fault, Samples
+
+PROMISED, MISSED = "#2f8f5b", "#c8453b"
+_STYLE: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": FAINT,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
+
+
+def draw_faults(faults: Sequence[Fault], path: Path) -> None:
+    """Every trial of every fault as a dot, with median and 99th percentile, and the promised maximum where there is one."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(9, 1.3 + 0.42 * len(faults)), layout="constrained")
+        axes = figure.subplots()
+        jitter = np.random.default_rng(0)
+        longest = max((max(fault.stop_ms) for fault in faults if fault.stop_ms), default=1.0)
+        for row, fault in enumerate(faults):
+            times = np.array(fault.stop_ms)
+            if not len(times):
+                axes.text(0, row, "  no trial stopped the arm", va="center", color=MISSED)
+                continue
+            axes.plot(times, row + jitter.uniform(-0.22, 0.22, len(times)), ".", color=PARTS["vision"], alpha=0.45, markersize=4)
+            p50, p99 = (float(np.percentile(times, level, method="higher")) for level in (50, 99))
+            axes.plot([p50, p50], [row - 0.32, row + 0.32], color=INK, linewidth=1.6)
+            axes.plot([p99, p99], [row - 0.32, row + 0.32], color=INK, linewidth=1.2, linestyle=(0, (2, 1.5)))
+            if fault.max_ms is not None:
+                color = MISSED if times.max() > fault.max_ms else PROMISED
+                axes.plot([fault.max_ms, fault.max_ms], [row - 0.42, row + 0.42], color=color, linewidth=2.2)
+            axes.text(1.02 * longest, row, f"{p50:.0f} / {p99:.0f} / {times.max():.0f}", va="center", fontsize=8)
+        axes.text(1.02 * longest, -0.75, "p50 / p99 / max", va="center", fontsize=8, color="#6b7884")
+        axes.set_yticks(range(len(faults)), [f"{fault.name} ({len(fault.trials)})" for fault in faults])
+        axes.set_ylim(len(faults) - 0.5, -1.0)
+        axes.set_xlim(0, 1.2 * longest)
+        axes.tick_params(axis="y", length=0)
+        axes.set_xlabel("ms from the fault to the first stopping command; line: median, dashed: p99, thick: promised maximum")
+        figure.savefig(path, dpi=150)
+
+
+def draw_samples(title: str, samples: Samples, path: Path) -> None:
+    """A histogram with the limit, or with `at` a line."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(6.2, 2.9), layout="constrained")
+        axes = figure.subplots()
+        values = np.array(samples.values)
+        if samples.at:
+            axes.plot(samples.at, values, color=PARTS["language"], linewidth=1.2)
+            axes.set_xlabel(samples.at_label)
+            axes.set_ylabel(samples.label)
+            axes.set_ylim(0, 1.15 * float(values.max(initial=1e-9)))
+        else:
+            axes.hist(values, bins=60, color=PARTS["vision"], edgecolor="white", linewidth=0.3, log=len(values) > 100)
+            axes.set_xlabel(samples.label)
+            axes.set_ylabel("count")
+        if samples.limit is not None:
+            color = MISSED if values.max(initial=0.0) > samples.limit * (1 + 1e-6) else PROMISED
+            (axes.axhline if samples.at else axes.axvline)(samples.limit, color=color, linewidth=2)
+        axes.set_title(title, loc="left", fontsize=10)
+        figure.savefig(path, dpi=150)
