@@ -316,6 +316,7 @@ JOINTS = {"joint_min": (-1.0, -2.0), "joint_max": (1.0, 2.0), "joint_margin": 0.
         ({}, moving(angular=(0, 0, 0.1501)), arm(), FaultReason.ANGULAR_ACCELERATION),
         ({}, moving(position=np.array([0.0026, 0, 0])), arm(), FaultReason.STEP),
         ({}, moving(orientation=turned(UPRIGHT, np.array([0, 0.016, 0]))), arm(), FaultReason.STEP),
+        ({"acceleration": 1e3}, moving((0.25, 0, 0), position=np.array([0.0026, 0, 0])), arm(), FaultReason.STEP),
         ({}, moving(position=np.array([0.0004, 0, 0])), arm(), FaultReason.STEP),  # at rest, it says
         ({}, moving(orientation=turned(UPRIGHT, np.array([0, 0.002, 0]))), arm(), FaultReason.STEP),
         ({}, moving(), arm((0.101, 0, 0)), FaultReason.FOLLOWING),
