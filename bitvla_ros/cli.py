@@ -34,6 +34,7 @@ class Verb:
 
 VERBS = {
     "demo": Verb("watch the expert, then BitVLA, drive a simulated arm through a ROS graph", "bitvla_ros.nodes.demo"),
+    "doctor": Verb("look at a graph before anything moves, and say what does not fit and what to do", "bitvla_ros.nodes.doctor"),
     "eval": Verb("play a suite's tasks many times and say how often a policy succeeds", "bitvla_ros.nodes.evaluate"),
     "pack": Verb("turn a checkpoint into a packed model, two bits a weight, on disk", "bitvla_ros.evaluation.packing"),
     "inspect": Verb("show what a packed model or a checkpoint is made of, and whether it is whole", "bitvla_ros.evaluation.inspection"),
@@ -42,6 +43,7 @@ VERBS = {
     "train": Verb("fine-tune a ternary policy, or train a small one from nothing, on a dataset", "bitvla_ros.training.finetuning"),
     "distill": Verb("make a full-precision vision tower ternary by quantize-then-distill", "bitvla_ros.training.distill"),
     "ablate": Verb("train a policy at several precisions and compare them in one table", "bitvla_ros.evaluation.ablation"),
+    "prove": Verb("break a running graph on purpose, and measure how soon the arm stops", "bitvla_ros.nodes.prove.verb"),
     "bench": Verb("time a chunk or the ternary kernels, and show where time and memory go", "bitvla_ros.evaluation.benchmark"),
 }
 
