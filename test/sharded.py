@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 from training import samples, tiny_model
 
+from bitvla_ros.training.distillation import Distillation, make_student
+from bitvla_ros.training.precision import in_precision
 from bitvla_ros.training.processes import Processes, own, processes
 from bitvla_ros.training.trainer import Trainer, TrainingConfig
 
@@ -30,6 +32,12 @@ def train(
     return trainer
 
 
+def distill(folder: Path, config: TrainingConfig, *, group: Processes | None = None) -> None:
+    teacher = in_precision(tiny_model(None), vision=False, language=True)
+    student = make_student(teacher)
+    Trainer(student, samples(), config, folder, objective=Distillation(teacher.vision, student.vision), processes=group).run()
+
+
 def main() -> None:
     folder, group = Path(sys.argv[1]), processes()
     torch.set_num_threads(1)
@@ -37,6 +45,7 @@ def main() -> None:
     tensors = [*trainer.parameters.values(), *(state["exp_avg"] for state in trainer.optimizer.state.values())]
     share = sum(own(tensor).numel() for tensor in tensors) / sum(tensor.numel() for tensor in tensors)
     (folder / f"share-{group.rank}").write_text(str(share))
+    distill(folder / "distilled", replace(ONE, batch_size=2), group=group)
     train(folder / "whole", LONG, group=group)
 
     def stop(step: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,8 +11,7 @@ import torch
 from checkpoints import write_checkpoint
 from demonstrations import write_demonstrations
 from safetensors.torch import load_file
-from sharded import ONE, train
-from test_distillation import in_full_precision
+from sharded import ONE, distill, train
 from training import in_two_processes
 
 from bitvla_ros.model import load_checkpoint
@@ -19,7 +20,13 @@ from bitvla_ros.training.processes import ProcessesError, processes
 from bitvla_ros.training.state import states
 
 pytest.importorskip("accelerate")
-SHARDED = {"ACCELERATE_USE_FSDP": "true"}
+# What `accelerate launch --use_fsdp` sets.
+SHARDED = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "1",
+    "FSDP_RESHARD_AFTER_FORWARD": "FULL_SHARD",
+    "FSDP_SYNC_MODULE_STATES": "true",
+}
 
 
 def state(folder: Path) -> dict[str, torch.Tensor]:
@@ -34,19 +41,21 @@ def runs(tmp_path_factory) -> Path:
     return folder
 
 
-def test_a_step_is_that_of_one_process_with_the_joined_batch(runs, tmp_path):
+@pytest.mark.parametrize(("name", "alone"), [("one", partial(train, bits=None)), ("distilled", distill)])
+def test_a_step_is_that_of_one_process_with_the_joined_batch(runs, tmp_path, name, alone):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    train(tmp_path, ONE, None)
+    alone(tmp_path, ONE)
     torch.set_num_threads(threads)
-    (sharded,), (alone,) = read(runs / "one" / "log.csv"), read(tmp_path / "log.csv")
-    for name, value in alone.items():
-        assert float(sharded[name]) == pytest.approx(float(value), rel=1e-3 if name.startswith("validation") else 1e-4), name
+    (sharded,), (whole,) = read(runs / name / "log.csv"), read(tmp_path / "log.csv")
+    for key, value in whole.items():
+        if value:
+            assert float(sharded[key]) == pytest.approx(float(value), rel=1e-3 if key.startswith("validation") else 1e-4), key
     expected = state(tmp_path)
-    assert state(runs / "one").keys() == expected.keys()
-    for name, tensor in state(runs / "one").items():
-        if name.startswith("exp_avg."):  # a tenth of the gradient, after clipping
-            assert float((tensor - expected[name]).norm()) <= 1e-4 * float(expected[name].norm()) + 1e-7, name
+    assert state(runs / name).keys() == expected.keys()
+    for key, tensor in state(runs / name).items():
+        if key.startswith("exp_avg."):  # a tenth of the gradient, after clipping
+            assert float((tensor - expected[key]).norm()) <= 1e-4 * float(expected[key].norm()) + 1e-7, key
 
 
 def test_each_process_holds_its_part_of_weights_and_moments(runs):
@@ -61,20 +70,17 @@ def test_a_stopped_run_goes_on_bit_for_bit(runs):
     assert (runs / "stopped" / "log.csv").read_text() == (runs / "whole" / "log.csv").read_text()
 
 
-@pytest.mark.parametrize("verb", ["train", "distill"])
-def test_the_same_command_writes_whole_checkpoints(tmp_path, verb):
+def test_the_same_command_writes_a_whole_checkpoint(tmp_path):
     start = tmp_path / "start"
     start.mkdir()
-    write_checkpoint(start)
-    if verb == "distill":
-        in_full_precision(start)
     demos = write_demonstrations(tmp_path / "demos")
-    options = ["--dataset", str(demos), "--steps", "2", "--batch-size", "1", "--workers", "0", "--threads", "1", "--dtype", "float32"]
-    outputs = in_two_processes(["-m", "bitvla_ros.cli", verb, str(start), *options, "--output", str(tmp_path / "run"), "--json"], **SHARDED)
-    assert '"steps": 2' in outputs[0] and outputs[1] == ""
+    command = ["-m", "bitvla_ros.cli", "train", str(write_checkpoint(start)), "--dataset", str(demos), "--output", str(tmp_path / "run")]
+    options = ["--steps", "2", "--batch-size", "1", "--workers", "0", "--threads", "1", "--dtype", "float32", "--json"]
+    outputs = in_two_processes([*command, *options], **SHARDED)
+    assert json.loads(outputs[0])["steps"] == 2 and outputs[1] == ""
     saved = load_checkpoint(tmp_path / "run" / "checkpoint").state_dict()
     learned = {name.removeprefix("weight."): tensor for name, tensor in state(tmp_path / "run").items() if name.startswith("weight.")}
-    assert {name.split(".")[0] for name in learned} == ({"vision"} if verb == "distill" else {name.split(".")[0] for name in saved})
+    assert learned.keys() == saved.keys()
     for name, tensor in learned.items():
         assert torch.equal(saved[name].bfloat16(), tensor.bfloat16()), name
 

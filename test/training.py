@@ -125,7 +125,7 @@ def in_two_processes(arguments: Sequence[str], **environment: str) -> list[str]:
         for rank in "01"
     ]
     try:
-        results = [process.communicate(timeout=100) for process in both]
+        results = [process.communicate(timeout=300) for process in both]
     finally:
         for process in both:
             process.kill()

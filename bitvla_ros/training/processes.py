@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -16,6 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from ..model import BitVLA
+
+USE_FSDP = "ACCELERATE_USE_FSDP"  # how `accelerate launch` tells its processes
 
 
 class Processes:
@@ -75,7 +78,7 @@ class LaunchedProcesses(Processes):
         from accelerate import Accelerator
 
         self._accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")
-        if str(self._accelerator.distributed_type).rpartition(".")[2] not in ("MULTI_CPU", "MULTI_GPU", "FSDP", "NO"):
+        if str(self._accelerator.distributed_type).rpartition(".")[2] not in ("MULTI_CPU", "MULTI_GPU", "NO"):
             raise ProcessesError(
                 f"accelerate is set up for {self._accelerator.distributed_type}: expected data-parallel processes, of "
                 "accelerate launch --multi_gpu, --cpu or --use_fsdp"
@@ -105,7 +108,7 @@ class LaunchedProcesses(Processes):
 class ShardedProcesses(LaunchedProcesses):
     """One of many, of `accelerate launch --use_fsdp`, with a part of every tensor.
 
-    Either of accelerate's versions of FSDP means torch's `fully_shard`, layer by layer. Weights are gathered in their own dtype, as a
+    Whatever is said of FSDP beside, it is torch's `fully_shard`, layer by layer. Weights are gathered in their own dtype, as a
     ternary layer takes its scale from all of them in float32; autocast, as without FSDP, has the products in bfloat16.
     """
 
@@ -114,12 +117,21 @@ class ShardedProcesses(LaunchedProcesses):
     def __init__(self) -> None:
         if _flag("FSDP_OFFLOAD_PARAMS"):
             raise ProcessesError("accelerate is set up for FSDP with weights on the host: launch without --fsdp_offload_params")
-        super().__init__()
+        os.environ[USE_FSDP] = "false"  # accelerate's own sharding, which makes demands on options and devices, is not used
+        try:
+            super().__init__()
+        finally:
+            os.environ[USE_FSDP] = "true"
 
     def wrap(self, model: BitVLA) -> nn.Module:
-        from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard
+        try:
+            from torch.distributed.device_mesh import init_device_mesh
+            from torch.distributed.fsdp import fully_shard
+        except ImportError as error:
+            raise ProcessesError(f"torch {torch.__version__} cannot shard a model ({error}): FSDP needs 2.6 or later") from error
 
+        # A view is in danger where it is changed in place; nothing here does that to what the model returns.
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         mesh = init_device_mesh(self.device.type, (self.count,))
         for module in (*model.vision.layers, *model.language.layers, model):
             fully_shard(module, mesh=mesh, reshard_after_forward=True)
@@ -158,10 +170,10 @@ class ProcessesError(RuntimeError):
 
 
 def processes() -> Processes:
-    """As the environment says, which is what `accelerate launch` sets."""
+    """As the environment says."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Processes()
-    return ShardedProcesses() if _flag("ACCELERATE_USE_FSDP") else LaunchedProcesses()
+    return ShardedProcesses() if _flag(USE_FSDP) else LaunchedProcesses()
 
 
 def own(tensor: Tensor) -> Tensor:
