@@ -35,6 +35,7 @@ from bitvla_ros.nodes.conversions import (
 )
 from bitvla_ros.nodes.missing import MissingPackage, need
 from bitvla_ros.policy.chunk import ActionChunk, Latency
+from bitvla_ros.training.sources.pictures import picture_of
 
 
 def over_the_wire(message):
@@ -89,6 +90,15 @@ def test_compressed_image_becomes_rgb(image) -> None:
     assert ok
     message = CompressedImage(format="rgb8; png compressed bgr8", data=array("B", png.tobytes()))
     np.testing.assert_array_equal(image_from_msg(over_the_wire(message)), image)
+
+
+@pytest.mark.parametrize("name", [".jpg", ".png"])
+def test_the_policy_sees_the_pixels_that_a_conversion_learns_from(image, name) -> None:
+    """One reads compressed pictures with OpenCV, fast, the other with Pillow, which tells every damage."""
+    ok, encoded = cv2.imencode(name, np.tile(image, (9, 5, 1)))
+    assert ok
+    message = CompressedImage(format=name[1:], data=array("B", encoded.tobytes()))
+    np.testing.assert_array_equal(image_from_msg(message), picture_of(message, None))
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff\xd8\xff not a jpeg"])
