@@ -8,8 +8,10 @@ pytest.importorskip("rclpy", reason="rclpy is not installed: pip install '.[ros]
 
 import numpy as np
 
+from bitvla_ros.control import motion
 from bitvla_ros.control.guard import Guard
 from bitvla_ros.control.player import Player
+from bitvla_ros.control.setpoint_checks import SetpointChecks
 from bitvla_ros.nodes.prove import fuzz
 from bitvla_ros.nodes.prove.messages import Messages
 from bitvla_ros.policy.gate import Gate
@@ -26,8 +28,9 @@ def test_malformed_messages_are_refused_for_every_reason_and_nothing_bad_comes_o
     found = fuzz.prove_fuzz(MESSAGES, 1, tmp_path, counted.append)
     assert found.problem is None, found.examples
     assert sum(counted) == MESSAGES
-    reasons = {"chunk.malformed", "chunk.non_finite", "chunk.epoch", "chunk.stale", "guard.state", "input.non_finite", "input.zero_stamp"}
-    reasons |= {"gate.future", "gate.wrong_size", "gate.wrong_encoding", "input.wrong_size", "input.backward_stamp"}
+    reasons = {"chunk.malformed", "chunk.non_finite", "chunk.epoch", "chunk.stale", "guard.state", "guard.workspace", "guard.joint"}
+    reasons |= {"input.non_finite", "input.zero_stamp", "input.wrong_size", "input.backward_stamp"}
+    reasons |= {"gate.future", "gate.wrong_size", "gate.wrong_encoding"}
     assert reasons <= set(found.refused)
 
 
@@ -64,3 +67,12 @@ def test_messages_that_are_not_spoiled_are_good():
     assert len(chunk.actions) == chunk.horizon * chunk.action_dimension and chunk.epoch == 3
     image = draw.image(10**12)
     assert len(image.data) == image.height * image.step and image.encoding == "rgb8"
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_setpoints_that_nobody_checks_are_found_too(tmp_path, monkeypatch):
+    """Motion without limits, and a guard that lets every setpoint pass."""
+    monkeypatch.setattr(motion, "shortened", lambda vector, length: vector)
+    monkeypatch.setattr(SetpointChecks, "_check_motion", lambda *_: None)
+    found = run(tmp_path, 3000)
+    assert found.outside and "setpoint" in found.examples[0]

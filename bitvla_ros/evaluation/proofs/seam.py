@@ -23,10 +23,8 @@ STEP = 50_000_000  # ns, a control step
 SECOND = 1_000_000_000
 HORIZON = 8
 SEGMENT = 10_000  # setpoints with one configuration
-LIMITS = (  # what the training controller can be asked for, and what an arm in a cell is given
-    Limits(clamp=("offset",)),
-    Limits(clamp=("offset",), speed=0.25, angular_speed=1.5, acceleration=3.0, angular_acceleration=15.0),
-)
+SIMULATOR = Limits(clamp=("offset",))  # what the training controller can be asked for
+ARM = Limits(clamp=("offset",), speed=0.25, angular_speed=1.5, acceleration=3.0, angular_acceleration=15.0)  # what one in a cell is given
 RATES = (50, 100, 125, 250)  # Hz
 _TOLERANCE = 1e-6  # relative
 _ROUNDING = 1e-8  # m, rad, m/s, rad/s
@@ -153,7 +151,7 @@ def prove_seam(steps: int, seed: int, advance: Advance) -> Promise:
 
 def _segment(count: int, random: np.random.Generator, shares: list[float]) -> _Row:
     """Tasks one after the other, with one configuration. shares: gets a sample of the steps' shares of a limit."""
-    limits = LIMITS[int(random.integers(len(LIMITS)))]
+    limits = SIMULATOR if random.random() < 0.5 else ARM
     period = SECOND // int(random.choice(RATES))
     player = PlayerConfig(ensemble=float(random.choice([0.0, 0.01])))
     session = Session(ControlConfig(player, limits, str(random.choice(["spring", "scaled"]))))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,12 +12,14 @@ from typing import Any
 import cv2
 import numpy as np
 import rclpy
+from numpy.typing import NDArray
 from rclpy.signals import SignalHandlerOptions
 
-from bitvla_ros.control.command import ArmState, Command
+from bitvla_ros.control.command import ArmState, Setpoint
 from bitvla_ros.control.player import ChunkRefused
 from bitvla_ros.control.session import ControlConfig, Session
 from bitvla_ros.evaluation.proofs.findings import Advance, Fuzz
+from bitvla_ros.evaluation.proofs.seam import ARM
 from bitvla_ros.policy.gate import Gate, GateConfig, Refused
 from bitvla_ros.policy.policy import PolicySpec
 
@@ -26,9 +29,11 @@ from ..processes import Graph
 from ..schedule import Schedule
 from .messages import STEP, Messages
 
-HOUR = 3600 * 10**9
+SECOND = 10**9
+HOUR = 3600 * SECOND
 CHUNK_DURATION = 400_000_000
 ROLES = ("scene", "wrist")
+HOME = np.array([0.4, 0.0, 0.3])
 
 
 class _Tally:
@@ -47,13 +52,12 @@ class _Tally:
 
 
 class _Controller:
-    """Session behind its conversions, as the controller node joins them, on a virtual clock."""
+    """Session behind its conversions, as the controller node joins them, on a virtual clock. A fault is reset, and a task begun anew."""
 
-    def __init__(self, tally: _Tally, now: int) -> None:
+    def __init__(self, tally: _Tally, now: int, config: ControlConfig) -> None:
         self.tally = tally
-        self.session = Session(ControlConfig(), "robot_base")
-        self.arm = ArmState(np.array([0.4, 0.0, 0.3]), np.array([1.0, 0.0, 0.0, 0.0]), now)
-        self.last = np.zeros(7, np.float32)
+        self.session = Session(config, "robot_base")
+        self.arm = ArmState(HOME, np.array([1.0, 0.0, 0.0, 0.0]), now)
 
     def take_chunk(self, message: Any, now: int) -> None:
         try:
@@ -66,31 +70,77 @@ class _Controller:
     def take_pose(self, message: Any) -> None:
         self.arm = ArmState(*pose_from_msg(message), stamp_to_ns(message.header.stamp))
 
-    def step(self, now: int) -> None:
+    def go_on(self, now: int) -> None:
         session = self.session
+        session.watch(now)
         if not session.running and not session.stopping:
             if session.guard.fault is not None:
                 self.tally.refused[f"guard.{session.guard.fault.reason.value}"] += 1
             session.reset_fault()
             session.begin(now, HOUR, now, lockstep=False)
-        command = session.tick(now, self.arm, False, now)
-        session.watch(now)
-        if command is not None:
-            self._check(command, now)
 
-    def _check(self, command: Command, now: int) -> None:
-        message = command_to_msg(command, now, "robot_base")
-        action = np.array([*message.offset, message.gripper])
-        limits = self.session.config.limits
-        if not np.isfinite(action).all():
+    def judge(self, what: str, numbers: NDArray[np.float64], shares: Sequence[float]) -> None:
+        """What went out. shares: of its limits, that it takes."""
+        if not np.isfinite(numbers).all():
             self.tally.nonfinite += 1
-            self.tally.example(f"command {action.tolist()}")
-        else:
-            speed = float(np.linalg.norm(action[:3])) * limits.metres_per_unit * self.session.config.player.control_hz
-            turning = float(np.linalg.norm(action[3:6])) * limits.radians_per_unit * self.session.config.player.control_hz
-            if np.abs(action).max() > 1 + 1e-5 or speed > limits.speed * (1 + 1e-5) or turning > limits.angular_speed * (1 + 1e-5):
-                self.tally.outside += 1
-                self.tally.example(f"command {action.tolist()} is beyond a limit")
+            self.tally.example(f"{what} {numbers.tolist()}")
+        elif max(shares) > 1 + 1e-5:
+            self.tally.outside += 1
+            self.tally.example(f"{what} {numbers.tolist()} is beyond a limit")
+
+
+class _Commands(_Controller):
+    """For a simulator."""
+
+    def __init__(self, tally: _Tally, now: int) -> None:
+        super().__init__(tally, now, ControlConfig())
+
+    def step(self, now: int) -> None:
+        self.go_on(now)
+        command = self.session.tick(now, self.arm, False, now)
+        if command is None:
+            return
+        message, limits, hz = command_to_msg(command, now, "robot_base"), self.session.config.limits, self.session.config.player.control_hz
+        action = np.array([*message.offset, message.gripper])
+        speed, turning = (float(np.linalg.norm(part)) * hz for part in (action[:3], action[3:6]))
+        shares = speed * limits.metres_per_unit / limits.speed, turning * limits.radians_per_unit / limits.angular_speed
+        self.judge("command", action, (float(np.abs(action).max()), *shares))
+
+
+class _Setpoints(_Controller):
+    """For an arm, at 100 Hz, with joints."""
+
+    def __init__(self, tally: _Tally, now: int) -> None:
+        limits = replace(ARM, workspace_min=(0.2, -0.2, 0.1), workspace_max=(0.6, 0.2, 0.5), joint_min=(-2.0,), joint_max=(2.0,))
+        super().__init__(tally, now, ControlConfig(limits=limits))
+        self.joints: NDArray[np.float64] | None = None
+        self.position = HOME
+        self._last: Setpoint | None = None
+        self._time = now
+
+    def take_joints(self, message: Any) -> None:
+        self.joints = np.array(message.position[:1])
+
+    def step(self, now: int) -> None:
+        if self.session.guard.fault is not None:
+            self.position = HOME  # else it would stand at the wall for ever
+        self.go_on(now)
+        for moment in range(now, now + STEP, STEP // 5):
+            setpoint = self.session.setpoint(moment, self.arm, False, moment, self.joints)
+            if setpoint is not None:
+                self._judge(setpoint, moment)
+
+    def _judge(self, setpoint: Setpoint, now: int) -> None:
+        limits, last, elapsed = self.session.config.limits, self._last, (now - self._time) / SECOND
+        self._last, self._time, self.position = setpoint, now, setpoint.position
+        numbers = np.concatenate([setpoint.position, setpoint.orientation, setpoint.linear, setpoint.angular, [setpoint.gripper]])
+        speed, turning = (float(np.linalg.norm(part)) for part in (setpoint.linear, setpoint.angular))
+        shares = [speed / limits.speed, turning / limits.angular_speed, abs(setpoint.gripper)]
+        if last is not None and not last.hold:  # after a hold the arm may have been taken elsewhere
+            parts = setpoint.linear - last.linear, setpoint.position - last.position
+            changed, moved = (float(np.linalg.norm(part)) / elapsed for part in parts)
+            shares += [changed / limits.acceleration, moved / limits.speed]
+        self.judge("setpoint", numbers, shares)
 
 
 class _Policy:
@@ -162,7 +212,7 @@ def prove_fuzz(messages: int, seed: int, logs: Path, advance: Advance) -> Fuzz:
 
 def _fuzz(messages: int, random: np.random.Generator, node: Any, tally: _Tally, advance: Advance) -> None:
     now = 1_700_000_000 * 10**9
-    draw, controller = Messages(random), _Controller(tally, now)
+    draw, commands, setpoints = Messages(random), _Commands(tally, now), _Setpoints(tally, now)
     raw, compressed = _Policy(tally, node, compressed=False), _Policy(tally, node, compressed=True)
     jpeg = cv2.imencode(".jpg", random.integers(0, 256, (8, 8, 3), np.uint8))[1].tobytes()
     sent = 0
@@ -178,13 +228,16 @@ def _fuzz(messages: int, random: np.random.Generator, node: Any, tally: _Tally, 
     while sent < messages:
         now += STEP
         before = sent
-        send(controller.take_pose, draw.pose(now))
-        if random.random() < 0.4:  # so that a chunk is also played beyond its first action
-            send(controller.take_chunk, draw.chunk(now, controller.session.epoch), now)
-        send(controller.step, now)
+        for controller in (commands, setpoints):
+            send(controller.take_pose, draw.pose(now, HOME if controller is commands else setpoints.position))
+            if random.random() < 0.4:  # so that a chunk is also played beyond its first action
+                send(controller.take_chunk, draw.chunk(now, controller.session.epoch), now)
+        send(setpoints.take_joints, draw.joints(now))
+        send(commands.step, now)
+        send(setpoints.step, now)
         for policy in (raw, compressed):
             if random.random() < 0.02:
-                send(policy.take_task, draw.task(now, controller.session.epoch))
+                send(policy.take_task, draw.task(now, commands.session.epoch))
             for role in ROLES:
                 send(policy.take, f"camera/{role}", draw.image(now) if policy is raw else draw.compressed(now, jpeg))
             send(policy.take, "end_effector_pose", draw.pose(now))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from builtin_interfaces.msg import Duration, Time
 from geometry_msgs.msg import Pose, PoseStamped
+from numpy.typing import ArrayLike
 from sensor_msgs.msg import CompressedImage, Image, JointState
 
 from bitvla_ros.msg import ActionChunk, SimulationState, Task
@@ -100,8 +101,8 @@ class Messages:
             ),
         )
 
-    def pose(self, now: int) -> PoseStamped:
-        message = pose_to_msg((0.4, 0.0, 0.3), (1.0, 0.0, 0.0, 0.0), now, "robot_base")
+    def pose(self, now: int, position: ArrayLike = (0.4, 0.0, 0.3)) -> PoseStamped:
+        message = pose_to_msg(position, (1.0, 0.0, 0.0, 0.0), now, "robot_base")
         return self._spoil(message, (lambda m: self._bend(m.pose), lambda m: setattr(m.header, "stamp", self.stamp(now))))
 
     def _bend(self, pose: Pose) -> None:
