@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...control.command import ArmState, Setpoint
-from ...control.limits import Limits
+from ...control.limits import FaultReason, Limits
 from ...control.player import ChunkRefused, PlayerConfig
 from ...control.rotation import turn_between, turned
 from ...control.session import ControlConfig, Session
@@ -89,7 +89,7 @@ class _Policy:
 
 @dataclass
 class _Row:
-    """What went out last, and how near the limits the steps came."""
+    """What went out last, and what was wrong with it."""
 
     limits: Limits
     last: Setpoint | None = None
@@ -98,7 +98,6 @@ class _Row:
     angular: Array = field(default_factory=lambda: np.zeros(3))
     problems: list[str] = field(default_factory=list)
     violations: int = 0
-    worst: float = 0.0  # of a limit, as a share
 
     def take(self, setpoint: Setpoint, now: int) -> float:
         """The largest share of a limit that this step takes."""
@@ -107,7 +106,7 @@ class _Row:
         if last is None:
             return 0.0
         if not all(np.isfinite(part).all() for part in (setpoint.position, setpoint.orientation)):
-            self._note("not finite", float("inf"), now)
+            self.note(f"not finite, at {now / SECOND:.3f} s")
             return float("inf")
         linear = (setpoint.position - last.position) / dt
         angular = turn_between(last.orientation, setpoint.orientation) / dt
@@ -121,13 +120,13 @@ class _Row:
         }
         worst = max(shares, key=shares.__getitem__)
         if shares[worst] > 1.0 + _TOLERANCE:
-            self._note(worst, shares[worst], now)
+            self.note(f"{worst}: {shares[worst]:.4g} times the limit, at {now / SECOND:.3f} s")
         return shares[worst]
 
-    def _note(self, what: str, share: float, now: int) -> None:
+    def note(self, problem: str) -> None:
         self.violations += 1
         if len(self.problems) < _EXAMPLES:
-            self.problems.append(f"{what}: {share:.4g} times the limit, at {now / SECOND:.3f} s")
+            self.problems.append(problem)
 
 
 def _share(vector: Array, limit: float) -> float:
@@ -170,18 +169,23 @@ def _segment(count: int, random: np.random.Generator, shares: list[float]) -> _R
                     session.accept(chunk, now, now)
             if random.random() < 0.002:
                 session.cancel("another instruction")
-        elif random.random() < 0.05:  # in the middle of the stop, or some time after it
+            elif random.random() < 0.001:
+                session.policy_alive(False, now - SECOND)
+                session.watch(now)
+        elif session.guard.fault is None and random.random() < 0.05:  # in the middle of the stop, or some time after it
             policy.restart()
             session.begin(now, 3600 * SECOND, now, lockstep=False)
         setpoint = session.setpoint(now, state, False, now)
-        if session.guard.fault is not None:
-            row.violations += 1
-            row.problems.append(f"the guard had to stop the arm: {session.guard.fault.message}")
+        fault = session.guard.fault
+        if fault is not None and not session.stopping:
+            if fault.reason is not FaultReason.POLICY_LOST:
+                row.note(f"the guard had to stop the arm: {fault.message}")
             session.reset_fault()
+            session.policy_alive(True, now)
         if setpoint is not None:
             arm.target = setpoint
             share = row.take(setpoint, now)
             if made % 20 == 0:
                 shares.append(round(share, 4))
-        made += 1
+            made += 1
     return row
