@@ -141,6 +141,25 @@ def test_a_scaled_offset_is_a_distance_a_step_reached_linearly():
     np.testing.assert_allclose([s.linear[0] for s in third], 0.1 * np.arange(4, -1, -1) / 5, atol=1e-12)
 
 
+# An arm that does not follow
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_offsets_count_from_near_the_measured_arm(model):
+    """Where the arm follows within `lead`, the model does not even look at it; beyond, the setpoint stays that far ahead."""
+    asked = action(0.2, 0, 0, 0, 0, 0.2)
+    free, followed, blocked = (motion(model, **ROBOT, lead=0.03, lead_angle=0.1) for _ in range(3))
+    for _ in range(300):
+        expected = free.step(asked, 0.01)
+        near = arm(expected.position - np.array([0.029, 0, 0]), turned(expected.orientation, np.array([0, 0, -0.099])))
+        found, stuck = followed.step(asked, 0.01, arm=near), blocked.step(asked, 0.01, arm=arm())
+    np.testing.assert_allclose(found.position, expected.position, atol=1e-9)
+    assert angle(found.orientation, expected.orientation) < 1e-9
+    assert expected.position[0] > 0.1 and angle(UPRIGHT, expected.orientation) > 0.5
+    assert 0.03 <= stuck.position[0] <= 0.03 + 0.05 * 0.2 + 1e-3
+    assert 0.1 <= angle(UPRIGHT, stuck.orientation) <= 0.1 + 0.5 * 0.2 + 1e-3
+
+
 # Limits
 
 
@@ -256,7 +275,7 @@ def test_a_rebased_motion_goes_on_at_its_velocity_from_where_the_arm_is():
     assert angle(HAND, found.orientation) == pytest.approx(float(np.linalg.norm(expected.angular)) * 0.01, rel=0.02)
 
 
-@pytest.mark.parametrize("wrong", [{"model": "sprung"}, {"speed": 0.0}, {"acceleration": np.nan}, {"angular_speed": np.inf}])
+@pytest.mark.parametrize("wrong", [{"model": "sprung"}, {"speed": 0.0}, {"acceleration": np.nan}, {"angular_speed": np.inf}, {"lead": 0.0}])
 def test_a_wrong_configuration_is_refused(wrong):
     with pytest.raises(ValueError, match="motion" if "model" in wrong else next(iter(wrong))):
         MotionConfig(**wrong)

@@ -11,6 +11,8 @@ from .motion import MotionConfig
 
 CLAMPS = ("offset", "speed", "angular_speed", "acceleration", "angular_acceleration")
 
+_LEAD = 0.6  # of the following limits, from where offsets count at most: hard pushing gets beyond them, gentle touching does not
+
 
 class FaultReason(str, Enum):
     """What stopped the arm."""
@@ -86,7 +88,7 @@ class Limits:
     clamp: tuple[str, ...] = ()
     following_position: float = 0.10
     following_angle: float = 0.5
-    gripper_rate: float = 10.0
+    gripper_rate: float = 20.0
     joint_min: tuple[float, ...] = ()
     joint_max: tuple[float, ...] = ()
     joint_margin: float = 0.05
@@ -117,8 +119,9 @@ class Limits:
 
     def motion(self, model: str) -> MotionConfig:
         """The reference model that keeps to these limits. model: of motion.MODELS."""
-        shared = (name for name in MotionConfig.__dataclass_fields__ if name != "model")
-        return MotionConfig(model, **{name: getattr(self, name) for name in shared})
+        shared = MotionConfig.__dataclass_fields__.keys() & Limits.__dataclass_fields__.keys()
+        lead = {"lead": _LEAD * self.following_position, "lead_angle": _LEAD * self.following_angle}
+        return MotionConfig(model, **{name: getattr(self, name) for name in shared}, **lead)
 
 
 class Violation(Exception):

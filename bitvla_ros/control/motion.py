@@ -36,7 +36,9 @@ class MotionConfig:
         spring: a goal 0.05 m and 0.5 rad away at full scale, renewed every control step and tracked as the training controller does.
             A rotation of exactly zero keeps the last goal of orientation, as robosuite does.
         scaled: a velocity of metres_per_unit (m) and radians_per_unit (rad) a control step, reached linearly within the step.
-    speed (m/s), angular_speed (rad/s), acceleration (m/s2), angular_acceleration (rad/s2): what setpoints keep to, as norms."""
+    speed (m/s), angular_speed (rad/s), acceleration (m/s2), angular_acceleration (rad/s2): what setpoints keep to, as norms.
+    lead (m), lead_angle (rad): an offset counts from the setpoint, but from no further than this from the measured arm. So what is asked
+        of an arm that touches something does not add up, and it comes back as soon as it is asked to, as with the training controller."""
 
     model: str = "spring"
     metres_per_unit: float = 0.0135
@@ -45,11 +47,13 @@ class MotionConfig:
     angular_speed: float = 2.5
     acceleration: float = 20.0
     angular_acceleration: float = 100.0
+    lead: float = 0.06
+    lead_angle: float = 0.3
 
     def __post_init__(self) -> None:
         if self.model not in MODELS:
             raise ValueError(f"motion is {self.model!r}; it can be {' or '.join(MODELS)}")
-        for name in ("metres_per_unit", "radians_per_unit", "speed", "angular_speed", "acceleration", "angular_acceleration"):
+        for name in self.__dataclass_fields__.keys() - {"model"}:
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; it is above 0 and finite")
 
@@ -96,6 +100,7 @@ class Motion:
         self._gripper = 0.0
         self._position = self._base = _NOTHING  # base: where the control step began, which goals count from
         self._orientation = self._from = self._goal = np.array([0.0, 0.0, 0.0, 1.0])
+        self._excess = (_NOTHING, _NOTHING)  # from the setpoint to the base, where it is too far ahead of the arm
         self._phase = math.inf  # s since the control step began
 
     def reset(self, arm: ArmState) -> None:
@@ -117,18 +122,18 @@ class Motion:
         self._position, self._base = self._position + moved, self._base + moved
         self._orientation, self._from, self._goal = (turned(q, turn) for q in (self._orientation, self._from, self._goal))
 
-    def step(self, action: NDArray[np.float32] | None, dt: float, renew: bool | None = None) -> Setpoint:
+    def step(self, action: NDArray[np.float32] | None, dt: float, renew: bool | None = None, arm: ArmState | None = None) -> Setpoint:
         """The setpoint `dt` seconds after the last one.
 
         action: float32 [7], a row of an ActionChunk; None (or one that is not finite): come to rest, as fast as the limits allow.
-        renew: a control step begins with this action; None: the model counts the time itself."""
+        renew: a control step begins with this action; None: the model counts the time itself. arm: as measured; None: it follows."""
         if not dt >= 0.0:
             raise ValueError(f"dt is {dt} s; time does not run backwards")
         if action is None or not np.isfinite(action).all():
             return self._rest(dt)
         begins = self._phase >= self._step * (1.0 - 1e-6) if renew is None else renew
         if begins:
-            self._base, self._from, self._phase = self._position, self._orientation, 0.0
+            self._begin_step(arm)
         offset = np.asarray(action[:6], np.float64)
         self._gripper = float(action[6])
         if self.config.model == "spring":
@@ -140,6 +145,13 @@ class Motion:
         self._orientation = turned(self._orientation, turn)
         return self._setpoint(hold=False)
 
+    def _begin_step(self, arm: ArmState | None) -> None:
+        self._phase, self._excess = 0.0, (_NOTHING, _NOTHING)
+        if arm is not None:
+            ahead, turn = self._position - arm.position, turn_between(arm.orientation, self._orientation)
+            self._excess = shortened(ahead, self.config.lead) - ahead, shortened(turn, self.config.lead_angle) - turn
+        self._base, self._from = self._position + self._excess[0], turned(self._orientation, self._excess[1])
+
     def _track(self, offset: Array, dt: float) -> tuple[Array, Array]:
         if offset[3:].any():
             self._goal = turned(self._from, ROTATION_SCALE * offset[3:])
@@ -150,8 +162,9 @@ class Motion:
 
     def _scale(self, offset: Array, dt: float) -> tuple[Array, Array]:
         share = min(1.0, dt / max(self._step - self._phase, dt)) if dt > 0.0 else 0.0
-        linear = offset[:3] * (self.config.metres_per_unit / self._step)
-        angular = offset[3:] * (self.config.radians_per_unit / self._step)
+        # What the setpoint is ahead of where offsets count from is taken back within a step.
+        linear = (offset[:3] * self.config.metres_per_unit + self._excess[0]) / self._step
+        angular = (offset[3:] * self.config.radians_per_unit + self._excess[1]) / self._step
         return (
             self._translation.approach(self._translation.mean + share * (linear - self._translation.mean), dt),
             self._rotation.approach(self._rotation.mean + share * (angular - self._rotation.mean), dt),
@@ -166,7 +179,7 @@ class Motion:
         """Whatever was asked for before is over: goals are where the setpoint is, and the next action begins a control step."""
         self._position = self._base = position
         self._orientation = self._from = self._goal = orientation
-        self._phase = math.inf
+        self._excess, self._phase = (_NOTHING, _NOTHING), math.inf
 
     def _setpoint(self, hold: bool) -> Setpoint:
         return Setpoint(self._position, self._orientation, self._translation.mean, self._rotation.mean, self._gripper, hold, 0)

@@ -185,7 +185,7 @@ class Session:
             return None  # lockstep alone
         command = self.guard.check_offset(asked)
         rest = command.hold or elapsed > self.config.player.step_duration
-        wanted = self.motion.step(None if rest else command.action, elapsed / 1e9, self.player.began)
+        wanted = self.motion.step(None if rest else command.action, elapsed / 1e9, self.player.began, arm)
         setpoint = self.guard.check_setpoint(now, replace(wanted, epoch=self.epoch), arm, joints, steady)
         if self.guard.fault is not None:
             self._notice()
