@@ -156,7 +156,7 @@ class Session:
         if self._placed and setpoint is None:
             setpoint = self._follow(now, arm, joints, steady, max(elapsed, 0))
         if self.running:
-            self.steps = (now - self._start) // self.config.player.step_duration + 1
+            self.steps = max(self.steps, (now - self._start) // self.config.player.step_duration + 1)
             self._count_chunk()
         return setpoint
 
