@@ -434,6 +434,15 @@ def test_a_first_setpoint_counts_from_rest_where_the_arm_is():
     assert checked.fault.reason is FaultReason.STEP
 
 
+def test_an_arm_may_be_far_behind_for_a_moment_only():
+    checked = placed()
+    for position, tick in (((0.06, 0, 0), 0), ((0.06, 0, 0), 199), ((0.04, 0, 0), 200), ((0.06, 0, 0), 201), ((0.06, 0, 0), 401)):
+        checked.check_setpoint(NOW, moving(), arm(position), steady=NOW + tick * TICK)
+        assert checked.fault is None
+    checked.check_setpoint(NOW, moving(), ArmState(REST, turned(UPRIGHT, np.array([0, 0, 0.3])), NOW), steady=NOW + 402 * TICK)
+    assert checked.fault.reason is FaultReason.FOLLOWING
+
+
 def test_the_gripper_may_travel_so_far_in_any_second_and_no_further():
     checked, commanded = placed(gripper_rate=5.5), [1.0, -1.0, 1.0, 1.0]
     for k, gripper in enumerate(commanded):

@@ -432,17 +432,21 @@ def test_an_arm_that_does_not_follow_is_a_fault():
 
 @pytest.mark.parametrize("motion", ["spring", "scaled"])
 def test_an_arm_that_touches_something_is_not_pushed_further_and_further_and_comes_back_at_once(motion):
-    """A quarter of full scale for 3 s would be 20 cm. As with the training controller, what a blocked arm is asked for does not add up."""
+    """A quarter of full scale for 2 s would be 14 cm. As with the training controller, what a blocked arm is asked for does not add up.
+    But an arm that stays behind for seconds is none that touches something for a moment."""
     arm_ = Arm(lag=1e9, motion=motion)
     arm_.begin()
     arm_.step()
     arm_.accept((0.25,), repeat=60)
-    arm_.run(3.0)
+    arm_.run(2.0)
     pressed = arm_.last.position[0] - 0.4
     assert 0.06 <= pressed < 0.08 and arm_.session.running
     arm_.accept((-1.0,), repeat=8)
     arm_.run(0.4)
     assert arm_.last.position[0] - 0.4 < pressed - 0.05
+    arm_.accept((0.25,), repeat=100)
+    arm_.run(5.0)
+    assert arm_.session.guard.fault.reason is FaultReason.FOLLOWING and "for 2 s" in arm_.session.result.reason
 
 
 def test_a_joint_at_its_limit_is_a_fault():

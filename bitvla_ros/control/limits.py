@@ -66,7 +66,7 @@ class Limits:
     ramp_steps: steps in which a stop brings the offset to zero; in lockstep a stop is a hold at once.
     clamp: limits (names in CLAMPS) that bring a command back inside instead of stopping the arm. Of setpoints, "offset" alone.
     The rest is about setpoints only.
-    following_position, following_angle: how far from the measured pose a setpoint may be.
+    following_position, following_angle: how far from the measured pose a setpoint may be; beyond half of it for 2 s at most.
     gripper_rate: how far the gripper's command may travel within any second; from open to closed is 2.
     joint_min, joint_max, joint_margin: limits of the joints (rad, or m of a sliding one) in the order of the joint positions that come
         with the arm's state, and how near a joint may come to them. Empty: unknown, and not checked.

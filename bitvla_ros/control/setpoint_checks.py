@@ -21,6 +21,7 @@ _UNIT_TOLERANCE = 1e-6  # of a quaternion's length
 _JOINT_TOLERANCE = 0.002  # rad, of noise
 _SECOND = 1_000_000_000
 _SETTLING = _SECOND // 2  # after which an arm that was told to rest has come to rest
+_PATIENCE = 2 * _SECOND  # with an arm that stays further behind than half of the following limits
 
 
 class SetpointChecks:
@@ -31,6 +32,7 @@ class SetpointChecks:
         self._limits = limits
         self._time = 0  # of the last setpoint, on the steady clock
         self._low, self._high = np.array(limits.workspace_min), np.array(limits.workspace_max)
+        self._behind: int | None = None  # since when the arm has been further behind than half of the limits
         self._travel: deque[tuple[int, float]] = deque()  # of the gripper's command in the last second, by when
         self._allowed: NDArray[np.float64] | None = None  # how far into its margin a joint may be: as far as when the arm was placed
 
@@ -39,18 +41,14 @@ class SetpointChecks:
         gripper = 0.0 if self.last is None else self.last.gripper
         rest = np.zeros(3)
         self.last = Setpoint(np.array(arm.position, np.float64), turned(arm.orientation, rest), rest, rest, gripper, True, epoch)
-        self._time, self._allowed = steady, None
+        self._time, self._allowed, self._behind = steady, None, None
         return self.last
 
     def settling(self, arm: ArmState, steady: int) -> bool:
         """The arm may still be on its way to the last setpoint: whoever goes on then, goes on from there, not from where it is now."""
         if self.last is None or steady - self._time > _SETTLING:
             return False
-        try:
-            self._check_following(self.last, arm)
-        except Violation:
-            return False
-        return True
+        return max(self._following(self.last, arm)) <= 1
 
     def rebase(self, arm: ArmState) -> None:
         """Setpoints go on from where the arm is measured, at the velocity of before: for an arm that somebody else moves."""
@@ -74,7 +72,7 @@ class SetpointChecks:
         elapsed = max(steady - self._time, 0) / _SECOND
         self._check_form(setpoint)
         self._check_motion(setpoint, last, elapsed)
-        self._check_following(setpoint, arm)
+        self._check_following(setpoint, arm, steady)
         self._check_workspace(setpoint)
         self._check_gripper(setpoint, last, steady)
         self._check_joints(joints)
@@ -121,16 +119,27 @@ class SetpointChecks:
             if apart > acceleration * elapsed**2 * (1 + _TOLERANCE) + _ROUNDING:
                 raise Violation(FaultReason.STEP, f"the setpoint's velocity and its step disagree by {apart:.4f} {unit}")
 
-    def _check_following(self, setpoint: Setpoint, arm: ArmState) -> None:
+    def _following(self, setpoint: Setpoint, arm: ArmState) -> tuple[float, float]:
+        """How far the arm is from the setpoint, in position and angle, as shares of the limits."""
+        far, turn = setpoint.position - arm.position, turn_between(arm.orientation, setpoint.orientation)
+        return _norm(far) / self._limits.following_position, _norm(turn) / self._limits.following_angle
+
+    def _check_following(self, setpoint: Setpoint, arm: ArmState, steady: int) -> None:
         limits = self._limits
-        far = _norm(setpoint.position - arm.position)
-        if far > limits.following_position:
-            message = f"the arm is {far:.3f} m from its setpoint; the limit is {limits.following_position:g} m: is it blocked?"
+        far, angle = self._following(setpoint, arm)
+        if far > 1:
+            message = f"the arm is {far * limits.following_position:.3f} m from its setpoint; the limit is {limits.following_position:g} m"
+            raise Violation(FaultReason.FOLLOWING, message + ": is it blocked?")
+        if angle > 1:
+            message = f"the hand is {angle * limits.following_angle:.3f} rad from its setpoint; the limit is {limits.following_angle:g} rad"
             raise Violation(FaultReason.FOLLOWING, message)
-        angle = _norm(turn_between(arm.orientation, setpoint.orientation))
-        if angle > limits.following_angle:
-            message = f"the hand is turned {angle:.3f} rad from its setpoint; the limit is {limits.following_angle:g} rad"
-            raise Violation(FaultReason.FOLLOWING, message)
+        if max(far, angle) <= 0.5:
+            self._behind = None
+        elif self._behind is None:
+            self._behind = steady
+        elif steady - self._behind > _PATIENCE:
+            message = f"for {_PATIENCE / _SECOND:g} s the arm has been further from its setpoints than half of the following limits"
+            raise Violation(FaultReason.FOLLOWING, message + ": is it switched on, or blocked?")
 
     def _check_workspace(self, setpoint: Setpoint) -> None:
         """Where a stop that began now would end. Inwards is always allowed."""
