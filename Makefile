@@ -1,7 +1,7 @@
 # Everything starts here. Each target makes its own environment first; a second call finds it ready.
 #   PYTHON=python3.12   the interpreter to build on (3.10 to 3.13)
 #   TORCH_INDEX=URL     where torch comes from; without it pip's sources: the CPU build where they hold it and there is no GPU
-#   ARGS="..."          passed on to pytest, bitvla demo or bitvla bench
+#   ARGS="..."          passed on to pytest, bitvla demo, bitvla bench or bitvla prove
 PYTHON ?= python3
 ARGS ?=
 export PYTHON TORCH_INDEX
@@ -15,7 +15,7 @@ LIBERO_TESTS = $(shell grep -l mark.libero test/*.py)
 REQUIREMENTS = constraints.txt setup.cfg pyproject.toml scripts/environment.sh scripts/check_system.py
 BUILD = setup.py package.xml CMakeLists.txt $(wildcard cmake/* msg/* srv/* action/* bitvla_ros/ternary/kernel/*)
 
-.PHONY: help demo test test-libero test-colcon test-kilted test-jazzy lint bench clean
+.PHONY: help demo test test-libero test-colcon test-kilted test-jazzy lint bench prove clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -41,6 +41,9 @@ lint: .venv/complete  ## ruff, and mypy on everything but nodes/
 
 bench: .venv/complete  ## how long a chunk takes here, and where the time goes (ARGS=--kernels: the ternary products)
 	.venv/bin/bitvla bench $(ARGS)
+
+prove: .venv/complete  ## break a real graph and measure how soon the arm stops: every proof at full length, hours (ARGS="--only seam": one)
+	.venv/bin/bitvla prove --trials 300 $(ARGS)
 
 clean:  ## remove the environments and everything built
 	rm -rf .venv .venv-libero .venv-kilted .venv-jazzy build dist install log *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

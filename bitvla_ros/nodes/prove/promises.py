@@ -1,0 +1,159 @@
+"""Promises that a running graph keeps: no old epoch after a cancel, nobody else on the sink, no false stop, a player in time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from geometry_msgs.msg import PoseStamped
+from numpy.typing import NDArray
+
+from bitvla_ros.action import ExecuteInstruction
+from bitvla_ros.evaluation.proofs.findings import Advance, Promise, Samples
+from bitvla_ros.evaluation.proofs.stopping import find_stop, problems_of
+from bitvla_ros.msg import ActionChunk
+
+from ..conversions import ns_to_stamp
+from ..qos import CHUNK, COMMAND
+from ..recorder import GraphError
+from .faults import STEP
+from .world import LIVE, RAMP_STEPS, World
+
+NETWORK = "random:nano"  # what it costs does not depend on its weights
+SECOND_PUBLISHER_LIMIT = 2.0  # s
+JITTER_LIMIT = 5.0  # ms
+_EXAMPLES = 5
+
+
+def prove_old_epoch(trials: int, seed: int, logs: Path, advance: Advance) -> Promise:
+    """Cancels in mid chunk. After the answer no command of the task comes but those of its stop, although another chunk of it does."""
+    wrong: list[str] = []
+    with World(logs, np.random.default_rng(seed)) as world:
+        late = world.witness.create_publisher(ActionChunk, "action_chunk", CHUNK)
+        for _ in range(trials):
+            world.begin()
+            witness = world.witness
+            chunk = witness.chunks[-1][1]
+            began = time.monotonic_ns()
+            world.cancel()
+            answered = time.time_ns()
+            chunk.epoch, chunk.observation_stamp, chunk.header.stamp = world.epoch, ns_to_stamp(answered), ns_to_stamp(answered)
+            late.publish(chunk)
+            witness.holds(lambda began=began: _stop(world, began) is not None, 2.0)
+            time.sleep(0.15)
+            problem = _after_cancel(world, began, answered)
+            wrong += [problem] if problem else []
+            world.result()
+            advance(1)
+    return Promise("old_epoch", trials, len(wrong), float(len(wrong)), "cancels followed by the old task", 0.0, tuple(wrong[:_EXAMPLES]))
+
+
+def _stop(world: World, began: int) -> int | None:
+    return find_stop(list(world.witness.commands), began, RAMP_STEPS, STEP)
+
+
+def _after_cancel(world: World, began: int, answered: int) -> str | None:
+    """answered: ROS time, ns."""
+    commands = list(world.witness.commands)
+    stop = _stop(world, began)
+    if stop is None:
+        return "the arm did not stop"
+    if commands[stop].stamp > answered:
+        return f"the stop began {(commands[stop].stamp - answered) / 1e6:.1f} ms after the cancel was answered"
+    return next(iter(problems_of(commands, stop, RAMP_STEPS)), None)
+
+
+def prove_second_publisher(trials: int, seed: int, logs: Path, advance: Advance) -> Promise:
+    """Somebody else publishes on the arm's topic, before live mode is asked for and while a goal runs in it."""
+    wrong: list[str] = []
+    noticed: list[float] = []
+    with World(logs, np.random.default_rng(seed), live=True) as world:
+        witness = world.witness
+        witness.wait(lambda: witness.enable().success, "live mode")
+        for _ in range(trials):
+            witness.enable(False)
+            other = witness.create_publisher(PoseStamped, "target_pose", COMMAND)
+            time.sleep(0.5)  # until the controller has discovered it
+            answer = witness.enable()
+            if answer.success or "publish" not in answer.message:
+                wrong.append(f"live mode beside another publisher: {answer.message}")
+            witness.destroy_publisher(other)
+            witness.wait(lambda: witness.enable().success, "live mode")
+            world.begin_goal()
+            witness.wait(lambda: len(witness.poses) > 50, "setpoints")
+            began = time.monotonic_ns()
+            other = witness.create_publisher(PoseStamped, "target_pose", COMMAND)
+            if witness.holds(lambda: world.ended, SECOND_PUBLISHER_LIMIT):
+                noticed.append((time.monotonic_ns() - began) / 1e6)
+                if world.result().outcome != ExecuteInstruction.Result.FAULT:
+                    wrong.append(f"the goal ended otherwise: {world.result().reason}")
+            else:
+                wrong.append(f"not noticed within {SECOND_PUBLISHER_LIMIT:g} s while a goal ran")
+            witness.destroy_publisher(other)
+            world.finish()
+            witness.reset_fault()
+            advance(1)
+    samples = Samples("until another publisher ended the goal, ms", tuple(noticed), 1e3 * SECOND_PUBLISHER_LIMIT)
+    return Promise("second_publisher", trials, len(wrong), float(len(wrong)), "unnoticed", 0.0, tuple(wrong[:_EXAMPLES]), samples)
+
+
+def prove_false_stop(seconds: int, seed: int, logs: Path, advance: Advance) -> Promise:
+    """Task after task for so long, at 100 Hz, with a network inferring in the policy's process. Nothing is injected: any fault is false."""
+    wrong: list[str] = []
+    with World(logs, np.random.default_rng(seed), network=NETWORK, live=True) as world:
+        for _ in _goals(world, seconds, advance):
+            result = world.result()
+            if result.outcome == ExecuteInstruction.Result.FAULT:
+                wrong.append(result.reason)
+    hourly = round(3600.0 * len(wrong) / seconds, 3)
+    return Promise("false_stop", seconds, len(wrong), hourly, "false stops an hour", 0.0, tuple(wrong[:_EXAMPLES]))
+
+
+def prove_player_rate(seconds: int, seed: int, logs: Path, advance: Advance) -> Promise:
+    """How regularly setpoints leave at 100 Hz while a network infers on the same processors: by their stamps, and as they arrive."""
+    period = 1e9 / float(LIVE["sink.rate"])
+    stamps: list[NDArray[np.int64]] = []
+    arrivals: list[NDArray[np.int64]] = []
+    with World(logs, np.random.default_rng(seed), network=NETWORK, live=True) as world:
+        for poses in _goals(world, seconds, advance):
+            if len(poses) > 2:
+                arrived, stamped = np.array(poses, np.int64).T
+                stamps.append(np.diff(stamped))
+                arrivals.append(np.diff(arrived))
+    if not stamps:
+        raise GraphError("no setpoints came; the nodes say: " + world.witness.health())
+    intervals, at_arm = np.concatenate(stamps), np.concatenate(arrivals)
+    player = {"rate_hz": round(1e9 / float(intervals.mean()), 3), **_rhythm(intervals, period), "arrival": _rhythm(at_arm, period)}
+    share = round(100.0 * player["misses"] / (len(intervals) + player["misses"]), 4)
+    p99 = player["jitter_ms"]["p99"]
+    problems = () if p99 < JITTER_LIMIT else (f"jitter p99 is {p99:.1f} ms, promised is less than {JITTER_LIMIT:g}",)
+    samples = Samples("between setpoints, ms", tuple(np.round(intervals / 1e6, 3).tolist()), period / 1e6 + JITTER_LIMIT)
+    return Promise("player_rate", seconds, len(problems), share, "% missed", 0.1, problems, samples, player)
+
+
+def _rhythm(intervals: NDArray[np.int64], period: float) -> dict[str, Any]:
+    """intervals, period: ns. misses: an interval of two periods lacks one. jitter_ms: how far intervals are from the period."""
+    misses = int(np.maximum(np.round(intervals / period) - 1, 0).sum())
+    return {"misses": misses, "jitter_ms": {"p99": round(float(np.percentile(np.abs(intervals - period), 99)) / 1e6, 3)}}
+
+
+def _goals(world: World, seconds: int, advance: Advance) -> Iterator[list[tuple[int, int]]]:
+    """Goal after goal for so many seconds; after each, the arrivals and stamps of its setpoints. The last one is cancelled."""
+    witness = world.witness
+    witness.wait(lambda: witness.enable().success, "live mode")
+    began, counted = time.monotonic(), 0
+    while (left := seconds - (time.monotonic() - began)) > 0:
+        world.begin_goal()
+        end = time.monotonic() + left
+        while not world.ended and time.monotonic() < end:
+            witness.holds(lambda: world.ended, min(1.0, max(0.0, end - time.monotonic())))
+            passed = min(seconds, int(time.monotonic() - began))
+            advance(passed - counted)
+            counted = passed
+        poses = list(witness.poses)
+        world.finish()
+        yield poses
+    advance(seconds - counted)

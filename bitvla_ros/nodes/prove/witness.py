@@ -1,0 +1,115 @@
+"""A subscriber that stands where the simulator stands: every command with the moment of its arrival, and the clients of a trial."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from geometry_msgs.msg import PoseStamped
+from rclpy.qos import QoSProfile
+from rclpy.task import Future
+from std_msgs.msg import String, UInt64
+from std_srvs.srv import SetBool
+
+from bitvla_ros.action import ExecuteInstruction
+from bitvla_ros.evaluation.proofs.stopping import Sent
+from bitvla_ros.msg import ActionChunk, EndEffectorCommand
+from bitvla_ros.srv import ResetEpisode
+
+from ..conversions import ns_to_duration, stamp_to_ns
+from ..qos import LATCHED
+from ..recorder import GraphError, Recorder
+
+PATIENCE = 60.0  # s, for anything that a graph has to answer
+
+
+class Witness(Recorder):
+    """Use as a context manager. commands, chunks, poses: everything since `forget_all`, in the order of arrival.
+
+    poses: of an arm that is driven by them, arrival (ns, steady clock) and stamp (ns, ROS time).
+    """
+
+    def __init__(self, check: Callable[[], None]) -> None:
+        self.commands: list[Sent] = []
+        self.chunks: list[tuple[int, ActionChunk]] = []  # with the arrival, ns of the steady clock
+        self.poses: list[tuple[int, int]] = []
+        self.camera_fault_began = 0
+        super().__init__((), lockstep=False, check=check)
+        self._camera_fault = self.create_publisher(String, "camera_fault", LATCHED)
+        self.create_subscription(UInt64, "camera_fault_began", self._on_camera_fault_began, QoSProfile(depth=10))
+        self.create_subscription(PoseStamped, "target_pose", self._on_pose, QoSProfile(depth=1000))
+        self._hang = self.create_client(SetBool, "policy/hang")
+        self._enable = self.create_client(SetBool, "enable")
+
+    # What happens, in the spinning thread.
+
+    def _on_command(self, command: EndEffectorCommand) -> None:
+        self.commands.append(sent(command, time.monotonic_ns()))
+
+    def _on_chunk(self, chunk: ActionChunk) -> None:
+        self.chunks.append((time.monotonic_ns(), chunk))
+
+    def _on_pose(self, pose: PoseStamped) -> None:
+        self.poses.append((time.monotonic_ns(), stamp_to_ns(pose.header.stamp)))
+
+    def _on_camera_fault_began(self, message: UInt64) -> None:
+        self.camera_fault_began = message.data
+
+    # What the trials do.
+
+    def forget_all(self) -> None:
+        self.commands, self.chunks, self.poses, self.camera_fault_began = [], [], [], 0
+
+    def wait(self, condition: Callable[[], Any], what: str, patience: float = PATIENCE) -> None:
+        """Until the condition holds. Raises GraphError after `patience` s, NodeDied when a node has ended."""
+        if not self._until(condition, patience):
+            raise GraphError(f"no {what} within {patience:g} s; the nodes say: {self.health()}")
+
+    def holds(self, condition: Callable[[], Any], patience: float) -> bool:
+        """Whether the condition comes to hold within `patience` s."""
+        return self._until(condition, patience)
+
+    def answer(self, future: Future, what: str, patience: float = PATIENCE) -> Any:
+        return self._result(future, patience, what)
+
+    def reset(self, task: int, seed: int) -> ResetEpisode.Response:
+        self.wait(self._reset.service_is_ready, "reset_episode")
+        answer = self.answer(self._reset.call_async(ResetEpisode.Request(task=task, seed=seed)), "reset_episode")
+        if not answer.success:
+            raise GraphError(f"the simulation refuses to begin task {task}: {answer.message}")
+        return answer
+
+    def send_goal(self, instruction: str, seconds: float) -> Any:
+        """The goal's handle."""
+        self.wait(self._execute.server_is_ready, "execute_instruction")
+        goal = ExecuteInstruction.Goal(instruction=instruction, time_limit=ns_to_duration(round(seconds * 1e9)))
+        handle = self.answer(self._execute.send_goal_async(goal), "execute_instruction")
+        if not handle.accepted:
+            raise GraphError(f"the controller refuses the goal; the nodes say: {self.health()}")
+        return handle
+
+    def hang(self, on: bool) -> int:
+        """Let inference hang or go on; ns of the steady clock since when."""
+        self.wait(self._hang.service_is_ready, "policy/hang")
+        return int(self.answer(self._hang.call_async(SetBool.Request(data=on)), "policy/hang").message)
+
+    def enable(self, on: bool = True) -> SetBool.Response:
+        """Ask the controller for live mode, or end it."""
+        self.wait(self._enable.service_is_ready, "enable")
+        return self.answer(self._enable.call_async(SetBool.Request(data=on)), "enable")
+
+    def set_camera_fault(self, name: str) -> int:
+        """Let the cameras fail, or with "" work again; ns of the steady clock since when."""
+        self.camera_fault_began = 0
+        self._camera_fault.publish(String(data=name))
+        if name:
+            self.wait(lambda: self.camera_fault_began, "image that suffers from the fault")
+        return self.camera_fault_began
+
+
+def sent(command: EndEffectorCommand, arrival: int) -> Sent:
+    """arrival: ns of the steady clock."""
+    action = np.array([*command.offset, command.gripper], np.float32)
+    return Sent(arrival, stamp_to_ns(command.header.stamp), int(command.epoch), bool(command.hold), action)
