@@ -420,6 +420,24 @@ def test_a_pose_that_goes_stale_stops_the_arm():
     assert said[-1].hold and said[-1].linear[0] == 0
 
 
+@pytest.mark.parametrize("shadow", [True, False])
+@pytest.mark.parametrize("fade", [0.0, 2.0])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_pose_that_is_not_finite_stops_the_arm_and_reaches_no_setpoint(shadow, fade, bad):
+    for position, orientation in (((bad, 0, 0), UPRIGHT), ((0.4, 0, 0.3), np.array([0, 0, 0, bad]))):
+        arm_ = Arm()
+        arm_.session.shadow, arm_.session.fade = shadow, fade
+        arm_.begin()
+        arm_.step()
+        arm_.accept((1.0, 0, 0, 0, 0, 1.0), repeat=8)
+        arm_.run(0.2)
+        state = ArmState(np.array(position, np.float64), orientation, arm_.now)
+        said = [arm_.session.setpoint(arm_.now + k * TICK, state, False, arm_.now + k * TICK) for k in range(30)]
+        assert arm_.session.guard.fault.reason is FaultReason.STATE
+        said = [s for s in said if s is not None]
+        assert said[-1].hold and all(np.isfinite([*s.position, *s.orientation, *s.linear, *s.angular]).all() for s in said)
+
+
 def test_an_arm_that_does_not_follow_is_a_fault():
     arm_ = Arm(lag=1e9)
     arm_.begin()
@@ -549,3 +567,13 @@ def test_in_shadow_setpoints_start_from_wherever_somebody_moves_the_arm():
 def test_a_lockstep_task_has_no_setpoints():
     with pytest.raises(RuntimeError, match="tick"):
         begun(lockstep=True).setpoint(START, arm(START), False, START)
+
+
+@pytest.mark.timeout(600)
+def test_no_setpoint_of_a_hundred_thousand_leaps():
+    """Whims and latencies from a seed, tasks, cancels and late timers, arms that lag: no step above v_max dt, none that differs from the
+    last by more than a_max dt^2. `bitvla prove` plays a million."""
+    from bitvla_ros.evaluation.proofs.seam import prove_seam
+
+    promise = prove_seam(100_000, 1, lambda count: None)
+    assert promise.met, promise.examples

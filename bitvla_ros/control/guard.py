@@ -7,6 +7,7 @@ No clocks are read here: `now` is nanoseconds of ROS time, `steady` of the stead
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -118,12 +119,16 @@ class Guard:
     def place(self, now: int, arm: ArmState, steady: int) -> Setpoint | None:
         """The arm is at rest where it is measured, and setpoints go on from there: that first one, a hold.
         None and a fault where the measured pose will not do; then nothing may go out."""
+        return self.setpoints.place(arm, steady, self._epoch or 0) if self.check_arm(now, arm) else None
+
+    def check_arm(self, now: int, arm: ArmState) -> bool:
+        """Whether the measured pose may be gone by. A fault where it may not."""
         try:
             self._check_state(now, arm)
         except Violation as violation:
             self.trip(violation.fault.reason, violation.fault.message)
-            return None
-        return self.setpoints.place(arm, steady, self._epoch or 0)
+            return False
+        return True
 
     def check_offset(self, command: Command) -> Command:
         """The command, with an offset that a motion model may be given. What that makes of it goes to `check_setpoint`."""
@@ -184,9 +189,10 @@ class Guard:
         return Command(np.concatenate([translation, rotation, action[6:]]).astype(np.float32), False, command.epoch)
 
     def _check_state(self, now: int, arm: ArmState) -> None:
-        if not (np.isfinite(arm.position).all() and np.isfinite(arm.orientation).all()):
+        position, orientation = arm.position.tolist(), arm.orientation.tolist()
+        if not all(map(math.isfinite, position + orientation)):
             raise Violation(FaultReason.STATE, "the measured pose is not finite")
-        length = float(np.linalg.norm(arm.orientation))
+        length = math.hypot(*orientation)
         if abs(length - 1) > _UNIT_TOLERANCE:
             raise Violation(FaultReason.STATE, f"the measured orientation is a quaternion of length {length:g}; expected 1")
         age = (now - arm.stamp) / 1e9

@@ -176,7 +176,8 @@ class Session:
         return setpoint
 
     def _follow(self, now: int, arm: ArmState, joints: NDArray[np.float64] | None, steady: int, elapsed: int) -> Setpoint | None:
-        if self.shadow or self.fade:
+        seen = self.guard.check_arm(now, arm)
+        if seen and (self.shadow or self.fade):
             here = arm if self.shadow else self._faded(arm, elapsed)
             self.motion.rebase(here)
             self.guard.setpoints.rebase(here)
@@ -185,7 +186,7 @@ class Session:
             return None  # lockstep alone
         command = self.guard.check_offset(asked)
         rest = command.hold or elapsed > self.config.player.step_duration
-        wanted = self.motion.step(None if rest else command.action, elapsed / 1e9, self.player.began, arm)
+        wanted = self.motion.step(None if rest else command.action, elapsed / 1e9, self.player.began, arm if seen else None)
         setpoint = self.guard.check_setpoint(now, replace(wanted, epoch=self.epoch), arm, joints, steady)
         if self.guard.fault is not None:
             self._notice()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import deque
 from collections.abc import Sequence
@@ -82,7 +83,7 @@ class SetpointChecks:
         parts = (setpoint.position, setpoint.orientation, setpoint.linear, setpoint.angular)
         if [np.shape(part) for part in parts] != [(3,), (4,), (3,), (3,)]:
             raise Violation(FaultReason.DIMENSION, f"setpoint of shapes {[np.shape(part) for part in parts]}; expected [3], [4], [3], [3]")
-        if not (math.isfinite(setpoint.gripper) and all(np.isfinite(part).all() for part in parts)):
+        if not all(map(math.isfinite, [setpoint.gripper, *itertools.chain(*(part.tolist() for part in parts))])):
             raise Violation(FaultReason.NON_FINITE, f"the setpoint is not finite: {setpoint}")
         length = _norm(setpoint.orientation)
         if abs(length - 1) > _UNIT_TOLERANCE:
