@@ -37,7 +37,6 @@ class FaultReason(str, Enum):
     TICK = "tick"
     ESTOP = "estop"
     SECOND_PUBLISHER = "second_publisher"
-    DISABLED = "disabled"
 
 
 @dataclass(frozen=True)

@@ -152,7 +152,7 @@ class Player:
                 raise ChunkRefused(Refusal.NOT_ASKED, f"chunk of the observation at {stamp} ns, but the one asked for is at {self.due} ns")
         else:
             self._validate_time(chunk, now, still)
-        keep = self.config.ensemble > 0 and not self._lockstep and not self._holding
+        keep = self.config.ensemble > 0 and not self._lockstep and not (still and self._holding)
         self._plans = [*(self._plans if keep else []), _Plan(chunk, still)]
         self._count += 1
         self._from, self._since, self._fades = self._last, None, True
@@ -289,8 +289,8 @@ class Player:
 
 
 def decelerated(action: NDArray[np.float32], step: float, steps: int, epoch: int) -> Command:
-    """The command `step` control steps into a stop that began at `action`: its offset shrinks by equal parts and is a
-    hold from step `steps` on, or from the first where it was zero already. The gripper keeps its last command."""
+    """The command `step` control steps into a stop that began at `action`: its offset shrinks by equal parts and is a hold from step
+    `steps` on, or from the first where it was zero already. The gripper keeps its last command."""
     stopped = np.array(action, np.float32)
     hold = step >= steps or not stopped[:6].any()
     stopped[:6] *= np.float32(0 if hold else 1 - step / steps)
