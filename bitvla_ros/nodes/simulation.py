@@ -1,7 +1,8 @@
 """The simulation node: an Environment behind ROS topics, in lockstep or in realtime.
 
 lockstep: a tick is published, and then time stands still until the command with its number arrives. Reproducible on any machine.
-realtime: system time; control steps at the environment's rate with the newest command, holding where none comes.
+realtime: system time; control steps at the environment's rate with the newest command, holding where none comes; or, with the
+parameter interface, the arm behaves as one behind its own driver does (simulated_driver.py), and a control step is a tick of 50 ms.
 Ticks and stamps only ever grow, over resets too. The environment lives in the executor's one thread, as its OpenGL context must.
 """
 
@@ -20,11 +21,13 @@ from bitvla_ros.msg import EndEffectorCommand, SimulationState
 from bitvla_ros.simulation import SUITES, Environment, Snapshot, make
 from bitvla_ros.srv import ResetEpisode
 
+from . import simulated_driver
 from .conversions import image_to_msg, joint_state_to_msg, ns_to_stamp, pose_to_msg, poses_to_msg
 from .diagnostics import OK, WARN, Status
 from .lifecycle import ManagedNode, run
 from .parameters import Parameter
 from .qos import COMMAND, LATCHED, SENSOR, TICK
+from .simulated_driver import SimulatedDriver
 
 PARAMETERS = (
     Parameter("suite", "tabletop_object", "Suite of tasks", choices=SUITES),
@@ -33,6 +36,13 @@ PARAMETERS = (
     Parameter("seed", 0, "Seed of the first episode's initial state", minimum=0, maximum=2**31 - 1),
     Parameter("cameras", ("scene", "wrist"), "Cameras to render, by role; [''] renders none"),
     Parameter("image_size", 256, "Edge of the square images", unit="pixels", minimum=8, maximum=2048),
+    Parameter(
+        "interface",
+        "end_effector_command",
+        "What moves the arm: our own command, or in realtime target_pose or target_twist, as for a real arm's driver",
+        choices=("end_effector_command", *simulated_driver.INTERFACES),
+    ),
+    Parameter("interface_hz", 100.0, "pose, twist: rate of the physics, of pose and joints", "Hz", choices=simulated_driver.RATES),
 )
 
 _PATIENCE = 2  # control steps for which realtime repeats a command that has no successor
@@ -44,12 +54,15 @@ class SimulationNode(ManagedNode):
         self._environment: Environment | None = None
         self._snapshot: Snapshot | None = None
         self._entities: list = []
-        self._timer = None
+        self._driver: SimulatedDriver | None = None
 
     # Lifecycle
 
     def configure(self, p: SimpleNamespace) -> None:
         self._lockstep = p.mode == "lockstep"
+        self._interface, self._hz = p.interface, p.interface_hz
+        if p.interface in simulated_driver.INTERFACES:
+            simulated_driver.check(p.interface, self._lockstep, p.suite)
         cameras = [role for role in p.cameras if role]
         self._environment = make(p.suite, cameras=cameras, image_size=p.image_size)
         self._period = round(1e9 / self._environment.control_hz)
@@ -70,18 +83,24 @@ class SimulationNode(ManagedNode):
     def activate(self) -> None:
         self._since = (time.monotonic(), self._tick)
         self._rate = 0.0
-        self._entities = [
-            (self.destroy_subscription, self.create_subscription(EndEffectorCommand, "end_effector_command", self._on_command, COMMAND)),
-            (self.destroy_service, self.create_service(ResetEpisode, "reset_episode", self._on_reset)),
-        ]
-        if not self._lockstep:
-            self._entities.append((self.destroy_timer, self.steady_timer(self._period / 1e9, self._on_timer)))
+        self._entities = [(self.destroy_service, self.create_service(ResetEpisode, "reset_episode", self._on_reset))]
+        if self._interface in simulated_driver.INTERFACES:
+            self._driver = SimulatedDriver(self, self._environment, self._interface, self._hz)
+            self._entities.append((self.destroy_timer, self.steady_timer(1.0 / self._hz, self._on_driver)))
+        else:
+            commands = self.create_subscription(EndEffectorCommand, "end_effector_command", self._on_command, COMMAND)
+            self._entities.append((self.destroy_subscription, commands))
+            if not self._lockstep:
+                self._entities.append((self.destroy_timer, self.steady_timer(self._period / 1e9, self._on_timer)))
         self._publish(self._next_stamp())
 
     def deactivate(self) -> None:
         while self._entities:
             destroy, entity = self._entities.pop()
             destroy(entity)
+        if self._driver is not None:
+            self._driver.close()
+            self._driver = None
 
     def cleanup(self) -> None:
         for name in ("_joints", "_pose", "_state", "_time"):
@@ -109,7 +128,7 @@ class SimulationNode(ManagedNode):
             "step": self._step,
             "tick": tick,
             "ticks_per_second": f"{self._rate:.1f}",
-            "commands_ignored": self._ignored,
+            "commands_ignored": self._ignored + (self._driver.ignored if self._driver is not None else 0),
         }
         if not self._lockstep and 0 < self._rate < 0.9 * self._environment.control_hz:
             rates = f"{self._rate:.1f} steps/s of {self._environment.control_hz:g}"
@@ -125,6 +144,8 @@ class SimulationNode(ManagedNode):
         self._step = 0
         self._command = None
         self._gripper = 0.0
+        if self._driver is not None:
+            self._driver.reset()
 
     def _advance(self, action: np.ndarray, stamp: int) -> None:
         """One control step; its outcome is the next tick."""
@@ -153,6 +174,19 @@ class SimulationNode(ManagedNode):
             self._command = None
         self._unrefreshed += 1
         self._play(self._command, self._next_stamp())
+
+    def _on_driver(self) -> None:
+        moved = self._driver.advance(self._snapshot)
+        if moved is None:
+            return
+        self._snapshot, ended = moved
+        if ended:
+            self._step += 1
+            self._tick += 1
+            self._publish(self._next_stamp())
+        else:
+            self._stamp = self._next_stamp()
+            self._publish_arm(self._stamp)
 
     def _play(self, command: EndEffectorCommand | None, stamp: int) -> None:
         action = np.zeros(7, np.float32)  # a hold
@@ -191,12 +225,9 @@ class SimulationNode(ManagedNode):
         seen, environment = self._snapshot, self._environment
         if self._time is not None:
             self._time.publish(Clock(clock=ns_to_stamp(stamp)))
-        for role, publisher in self._images.items():
-            publisher.publish(image_to_msg(seen.images[role], stamp, f"{role}_camera"))
-        joints = (*environment.joint_names, *environment.gripper_joint_names)
-        self._joints.publish(joint_state_to_msg(joints, np.concatenate([seen.joint_positions, seen.gripper]), stamp))
-        pose = pose_to_msg(seen.position, seen.orientation, stamp, environment.frame)
-        self._pose.publish(pose)
+        for role, image in seen.images.items():
+            self._images[role].publish(image_to_msg(image, stamp, f"{role}_camera"))
+        pose = self._publish_arm(stamp)
         names, poses = poses_to_msg(seen.object_poses)
         self._state.publish(
             SimulationState(
@@ -215,6 +246,14 @@ class SimulationNode(ManagedNode):
                 object_poses=poses,
             )
         )
+
+    def _publish_arm(self, stamp: int) -> PoseStamped:
+        seen, environment = self._snapshot, self._environment
+        joints = (*environment.joint_names, *environment.gripper_joint_names)
+        self._joints.publish(joint_state_to_msg(joints, np.concatenate([seen.joint_positions, seen.gripper]), stamp))
+        pose = pose_to_msg(seen.position, seen.orientation, stamp, environment.frame)
+        self._pose.publish(pose)
+        return pose
 
 
 def main(args: Sequence[str] | None = None) -> int:

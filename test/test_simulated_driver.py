@@ -1,0 +1,168 @@
+"""The simulated arm behind an interface like a real arm's driver, in a real graph; the test drives it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="rclpy is not installed: pip install '.[ros]'")
+
+from geometry_msgs.msg import PoseStamped, TwistStamped
+from graph import TestGraph
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState
+from sensor_msgs.msg import Image, JointState
+from std_msgs.msg import Float64
+
+from bitvla_ros.msg import SimulationState
+from bitvla_ros.nodes import simulated_driver
+from bitvla_ros.nodes.conversions import pose_from_msg, pose_to_msg, stamp_to_ns
+from bitvla_ros.nodes.parameters import ParameterError
+from bitvla_ros.nodes.qos import COMMAND, LATCHED, SENSOR
+from bitvla_ros.srv import ResetEpisode
+
+DOWN = np.array([1.0, 0.0, 0.0, 0.0])
+
+
+class Arm:
+    """A simulated arm, what is heard of it, and publishers of its targets."""
+
+    def __init__(self, graph: TestGraph, interface: str, cameras: tuple[str, ...] = ("",)) -> None:
+        self.graph = graph
+        self.states = graph.collect(SimulationState, "simulation_state", LATCHED)
+        self.poses = graph.collect(PoseStamped, "end_effector_pose", SENSOR)
+        self.joints = graph.collect(JointState, "joint_states", SENSOR)
+        self.images = graph.collect(Image, "camera/scene/image_raw", SENSOR)
+        kind = {"pose": PoseStamped, "twist": TwistStamped}[interface]
+        self.target = graph.node.create_publisher(kind, f"target_{interface}", COMMAND)
+        self.gripper = graph.node.create_publisher(Float64, "target_gripper", COMMAND)
+        parameters = {"suite": "tabletop_object", "mode": "realtime", "interface": interface, "cameras": list(cameras), "image_size": 64}
+        graph.start("simulation", "bitvla_ros.nodes.simulation", parameters)
+        heard = (self.target, self.gripper)
+        graph.wait(lambda: self.poses and self.joints and all(p.get_subscription_count() for p in heard), "the arm's driver")
+
+    @property
+    def position(self) -> np.ndarray:
+        return pose_from_msg(self.poses[-1])[0]
+
+    @property
+    def opening(self) -> float:
+        return float(self.joints[-1].position[-2] - self.joints[-1].position[-1])
+
+    def drive(self, message: object, until: Callable[[], object], what: str) -> None:
+        """Publish a target at 50 Hz until something has happened."""
+        due = time.monotonic()
+
+        def publish_and_look() -> object:
+            nonlocal due
+            if time.monotonic() >= due:
+                due = time.monotonic() + 0.02
+                self.target.publish(message)
+            return until()
+
+        self.graph.wait(publish_and_look, what)
+
+    def silence(self, poses: int) -> None:
+        """Publish nothing while so many poses come."""
+        seen = len(self.poses)
+        self.graph.wait(lambda: len(self.poses) >= seen + poses, "poses")
+
+    def speed(self) -> float:
+        """m/s, over the last five poses."""
+        (last, now), (then, before) = ((pose_from_msg(p)[0], stamp_to_ns(p.header.stamp)) for p in (self.poses[-1], self.poses[-6]))
+        return float(np.linalg.norm(last - then)) / ((now - before) / 1e9)
+
+
+def pose(position: np.ndarray, frame: str = "world") -> PoseStamped:
+    return pose_to_msg(position, DOWN, 0, frame)
+
+
+@pytest.mark.ros
+def test_an_arm_goes_to_poses_smoothly_and_stops_when_they_end(tmp_path):
+    with TestGraph(tmp_path) as graph:
+        arm = Arm(graph, "pose", cameras=("scene",))
+        start, goal = arm.position, arm.position + [0.02, 0.03, 0.04]
+        arm.drive(pose(goal), lambda: np.linalg.norm(arm.position - goal) < 5e-4, "the arm at its target")
+        # A target across the table: the arm does not leap to it, and without targets it does not get there.
+        seen = len(arm.poses)
+        arm.drive(pose(start + [0.0, 0.4, 0.1]), lambda: arm.position[1] > start[1] + 0.1, "the arm on its way")
+        steps = np.diff([pose_from_msg(p)[0] for p in arm.poses[seen:]], axis=0)
+        assert np.linalg.norm(steps, axis=1).max() < 0.05
+        arm.silence(40)
+        stopped = arm.position
+        arm.silence(20)
+        assert np.linalg.norm(arm.position - stopped) < 5e-4 and stopped[1] < start[1] + 0.35
+        # Nonsense moves nothing and ends nothing.
+        for bad in (pose(start, frame="base"), pose(np.full(3, np.nan)), PoseStamped(header=pose(start).header)):
+            arm.target.publish(bad)
+        bad.pose.orientation.w = 3.0
+        arm.target.publish(bad)
+        arm.silence(20)
+        assert np.linalg.norm(arm.position - stopped) < 5e-4
+        # The gripper keeps its last command.
+        assert arm.opening > 0.07
+        arm.gripper.publish(Float64(data=1.0))
+        graph.wait(lambda: arm.opening < 0.005, "a closed gripper")
+        # Poses at 100 Hz, cameras and truth at 20 Hz, as one stream.
+        first, last = (stamp_to_ns(state.header.stamp) for state in (arm.states[-20], arm.states[-1]))
+        between = [stamp for stamp in (stamp_to_ns(p.header.stamp) for p in arm.poses) if first < stamp <= last]
+        assert 19 * 2 < len(between) <= 19 * 5 and sorted(set(between)) == between
+        assert np.diff([state.tick for state in arm.states]).tolist() == [1] * (len(arm.states) - 1)
+        assert {stamp_to_ns(image.header.stamp) for image in arm.images} <= {stamp_to_ns(state.header.stamp) for state in arm.states}
+        assert last - first == pytest.approx(19 * 50e6, rel=0.5)
+
+
+@pytest.mark.ros
+def test_an_arm_moves_with_a_twist_and_stops_when_it_ends(tmp_path):
+    with TestGraph(tmp_path) as graph:
+        arm = Arm(graph, "twist")
+        start = arm.position
+        twist = TwistStamped()
+        twist.header.frame_id, twist.twist.linear.y = "world", 0.1
+        arm.drive(twist, lambda: arm.position[1] > start[1] + 0.03, "motion to the left")
+        arm.silence(40)
+        stopped = arm.position
+        arm.silence(20)
+        moved = arm.position - start
+        assert np.linalg.norm(arm.position - stopped) < 5e-4
+        assert 0.03 < moved[1] < 0.06 and np.abs(moved[[0, 2]]).max() < 2e-3
+        # A new episode: the arm is at home again and stays there.
+        seen = len(arm.poses)
+        assert graph.call(ResetEpisode, "reset_episode", ResetEpisode.Request(task=1, seed=3)).success
+        graph.wait(lambda: len(arm.poses) > seen + 30, "poses of the new episode")
+        assert arm.position == pytest.approx(start, abs=2e-3)
+
+
+@pytest.mark.ros
+def test_a_driver_can_be_deactivated_in_mid_step_and_activated_again(tmp_path):
+    with TestGraph(tmp_path) as graph:
+        arm = Arm(graph, "pose", cameras=("scene",))
+        for transition in (Transition.TRANSITION_DEACTIVATE, Transition.TRANSITION_ACTIVATE) * 3:
+            request = ChangeState.Request(transition=Transition(id=transition))
+            assert graph.call(ChangeState, "simulation/change_state", request).success
+            if transition == Transition.TRANSITION_ACTIVATE:
+                seen = len(arm.images), len(arm.poses)
+                graph.wait(lambda seen=seen: len(arm.images) > seen[0] and len(arm.poses) > seen[1] + 3, "images and poses again")
+
+
+@pytest.mark.parametrize("interface", simulated_driver.INTERFACES)
+def test_what_cannot_behave_like_a_driver_is_refused_with_the_reason(interface: str):
+    simulated_driver.check(interface, False, "tabletop_goal")
+    with pytest.raises(ParameterError, match="set mode to 'realtime'"):
+        simulated_driver.check(interface, True, "tabletop_goal")
+    with pytest.raises(ParameterError, match=r"LIBERO's arm takes no poses.*tabletop_object"):
+        simulated_driver.check(interface, False, "libero_object")
+
+
+@pytest.mark.ros
+def test_a_refused_interface_fails_configure(tmp_path):
+    from diagnostic_msgs.msg import DiagnosticArray
+
+    with TestGraph(tmp_path) as graph:
+        health = graph.collect(DiagnosticArray, "/diagnostics", 10)
+        graph.start("simulation", "bitvla_ros.nodes.simulation", {"interface": "pose"})
+        status = graph.wait(lambda: next((s for a in health for s in a.status if s.level == b"\x02"), None), "an error on /diagnostics")
+        assert "set mode to 'realtime'" in status.message
