@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any
 
 import cv2
 import numpy as np
+from rclpy.duration import Duration, Infinite
 from rclpy.event_handler import SubscriptionEventCallbacks, UnsupportedEventTypeError
 from rclpy.node import Node
 from rclpy.qos import QoSCompatibility, QoSDurabilityPolicy, QoSHistoryPolicy, QoSProfile, QoSReliabilityPolicy, qos_check_compatible
@@ -43,10 +45,20 @@ def describe(camera: Camera, message: Any) -> None:
 
 def endpoint(info: Any, offered: QoSProfile, asked: QoSProfile) -> Endpoint:
     """offered, asked: of the two sides that are to talk, one of them theirs."""
-    compatible, reason = qos_check_compatible(offered, asked)
+    compatible, reason = qos_check_compatible(_in_full(offered), asked)
     problems = [part.removeprefix("ERROR: ") for part in reason.split(";") if part.startswith("ERROR: ")]
     mismatch = ", ".join(problems) if compatible == QoSCompatibility.ERROR else ""
     return Endpoint(full_name(info.node_namespace, info.node_name), info.topic_type, _words(info.qos_profile), mismatch)
+
+
+def _in_full(ours: QoSProfile) -> QoSProfile:
+    """With the durations that a profile leaves to the middleware as it then has them. Else qos_check_compatible takes an unspecified
+    deadline (0) for one that a subscription's infinite one does not fit."""
+    full = copy(ours)
+    for name in ("deadline", "liveliness_lease_duration"):
+        if getattr(full, name) == Duration():
+            setattr(full, name, Infinite)
+    return full
 
 
 def _words(qos: QoSProfile) -> str:
