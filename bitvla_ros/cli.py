@@ -35,6 +35,7 @@ class Verb:
 VERBS = {
     "demo": Verb("watch the expert, then BitVLA, drive a simulated arm through a ROS graph", "bitvla_ros.nodes.demo"),
     "doctor": Verb("look at a graph before anything moves, and say what does not fit and what to do", "bitvla_ros.nodes.doctor"),
+    "wiggle": Verb("test an arm by tiny motions: frame, handedness, scale and sign of every axis", "bitvla_ros.nodes.wiggle"),
     "eval": Verb("play a suite's tasks many times and say how often a policy succeeds", "bitvla_ros.nodes.evaluate"),
     "pack": Verb("turn a checkpoint into a packed model, two bits a weight, on disk", "bitvla_ros.evaluation.packing"),
     "inspect": Verb("show what a packed model or a checkpoint is made of, and whether it is whole", "bitvla_ros.evaluation.inspection"),

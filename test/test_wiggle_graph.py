@@ -1,0 +1,185 @@
+"""`bitvla wiggle` against the simulated arm, and against one whose driver misunderstands what it is told."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="rclpy is not installed: pip install '.[ros]'")
+
+from geometry_msgs.msg import PoseStamped
+from graph import TestGraph
+from rich.console import Console
+
+import bitvla_ros.control.wiggle as judging
+from bitvla_ros import cli
+from bitvla_ros.control.rotation import matrix, turned
+from bitvla_ros.nodes import wiggle, wiggler
+from bitvla_ros.nodes.conversions import pose_from_msg, pose_to_msg, stamp_to_ns
+from bitvla_ros.nodes.profiles import load_profile
+from bitvla_ros.nodes.qos import COMMAND, SENSOR
+from bitvla_ros.nodes.wiggler import WiggleError
+
+pytestmark = pytest.mark.ros
+
+PARAMETERS = load_profile("simulated_arm").controller
+QUARTER = matrix(turned(np.array([0.0, 0.0, 0.0, 1.0]), np.array([0.0, 0.0, -np.pi / 2])))
+
+
+@pytest.fixture(autouse=True)
+def _swift(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Motions of a third of their time: nobody stands beside this arm."""
+    for module in (judging, wiggler):
+        monkeypatch.setattr(module, "DURATION", 0.3)
+
+
+def test_the_simulated_arm_passes_and_json_is_alone_on_stdout(capfd: pytest.CaptureFixture[str]):
+    assert cli.main(["wiggle", "--simulator", "--only", "y", "--only", "roll", "--only", "gripper", "--json"]) == 0
+    result = json.loads(capfd.readouterr().out)
+    assert result["error"] is None and result["problems"] == [] and result["frame"] == "world"
+    assert [row["motion"] for row in result["motions"]] == ["+y", "-y", "+roll", "-roll"]
+    for row in result["motions"]:
+        assert row["ok"] and row["along"] == row["motion"] and row["scale"] == pytest.approx(1.0, abs=0.1)
+        assert row["seen"] == pytest.approx(row["asked"], abs=0.1 * max(map(abs, row["asked"])))
+    assert result["gripper"]["opened"] == pytest.approx(0.08, abs=0.002) and result["gripper"]["closed"] < 0.002
+
+
+@dataclass
+class Misunderstanding:
+    """Between the target and the simulated arm: its position is taken in axes that are turned and scaled about `about`."""
+
+    graph: TestGraph
+    axes: np.ndarray = field(default_factory=lambda: np.eye(3))
+    about: np.ndarray | None = None  # None: where the arm was measured first
+
+    def __post_init__(self) -> None:
+        node = self.graph.node
+        self.poses = self.graph.collect(PoseStamped, "end_effector_pose", SENSOR)
+        self._out = node.create_publisher(PoseStamped, "arm/target_pose", COMMAND)
+        node.create_subscription(PoseStamped, "target_pose", self._pass_on, COMMAND)
+
+    @property
+    def position(self) -> np.ndarray:
+        return pose_from_msg(self.poses[-1])[0]
+
+    def _pass_on(self, message: PoseStamped) -> None:
+        position, orientation = pose_from_msg(message)
+        about = self.about if self.about is not None else self.start
+        stamp, frame = stamp_to_ns(message.header.stamp), message.header.frame_id
+        self._out.publish(pose_to_msg(about + self.axes @ (position - about), orientation, stamp, frame))
+
+    def check(self) -> None:
+        """Lets messages pass while the self-test waits."""
+        for _ in range(4):
+            self.graph.executor.spin_once(timeout_sec=0)
+        self.graph.check()
+
+    def rest(self) -> None:
+        """Wait until the arm is at rest; from here on the axes are turned about this point."""
+        seen = len(self.poses)
+        self.graph.wait(lambda: len(self.poses) > seen + 40, "poses")
+        self.start = self.position
+
+
+@pytest.fixture(scope="module")
+def relay(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Misunderstanding]:
+    with TestGraph(tmp_path_factory.mktemp("arm")) as graph:
+        relay = Misunderstanding(graph)
+        simulation = {"mode": "realtime", "interface": "pose", "cameras": [""]}
+        graph.start("simulation", "bitvla_ros.nodes.simulation", simulation, "--ros-args", "-r", "target_pose:=arm/target_pose", "--")
+        graph.wait(lambda: relay.poses and relay._out.get_subscription_count(), "the arm")
+        yield relay
+
+
+@pytest.fixture
+def misunderstanding(relay: Misunderstanding) -> Misunderstanding:
+    relay.axes, relay.about = np.eye(3), None
+    relay.rest()
+    return relay
+
+
+QUIET = Console(quiet=True)
+
+
+def examine(misunderstanding: Misunderstanding, *parts: str, person: wiggle._Person | None = None) -> dict:
+    with wiggle.wiggler(PARAMETERS, check=misunderstanding.check) as arm:
+        arm.wait(10.0)
+        arm.begin()
+        return wiggle.examine(arm, parts, person, QUIET)
+
+
+def test_turned_frames_are_found(misunderstanding: Misunderstanding):
+    misunderstanding.axes = QUARTER
+    result = examine(misunderstanding, "x", "y", "z")
+    assert [row["along"] for row in result["motions"]] == ["-y", "+y", "+x", "-x", "+z", "-z"]
+    assert result["error"].startswith("x moves along -y, y moves along +x: the frames are turned by 90 degrees")
+    assert result["error"] == result["problems"][0] and len(result["problems"]) == 1
+
+
+def test_an_arm_that_goes_too_far_is_stopped_and_nothing_more_is_tried(misunderstanding: Misunderstanding, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.undo()  # at the speed that people see
+    misunderstanding.axes = 10.0 * np.eye(3)
+    result = examine(misunderstanding, "x", "y", "gripper")
+    (problem,), (row,) = result["problems"], result["motions"]
+    assert problem.startswith("+x was broken off after") and "20 mm were asked: other units" in problem
+    assert not row["ok"] and row["along"] == "+x" and row["scale"] > 2 and result["gripper"] is None
+    seen = len(misunderstanding.poses)
+    misunderstanding.graph.wait(lambda: len(misunderstanding.poses) > seen + 60, "poses")
+    path = np.array([pose_from_msg(pose)[0] for pose in misunderstanding.poses[seen + 30 :]])
+    assert np.ptp(path, axis=0).max() < 1e-3, "the arm stands still"
+    assert np.linalg.norm(misunderstanding.position - misunderstanding.start) < 0.12  # the whole motion would have led 0.2 m away
+
+
+def test_an_arm_that_does_not_stay_where_it_is_told_to_is_left_alone(misunderstanding: Misunderstanding):
+    misunderstanding.axes, misunderstanding.about = QUARTER, np.zeros(3)
+    with pytest.raises(WiggleError, match=r"told to stay where it is, the arm moves by .* frame than 'world'"):
+        examine(misunderstanding, "x")
+    misunderstanding.rest()
+    assert np.linalg.norm(misunderstanding.position - misunderstanding.start) < 0.1
+
+
+def test_what_the_person_sees_counts(misunderstanding: Misunderstanding, monkeypatch: pytest.MonkeyPatch):
+    answers = iter(["s", "", "n", "q"])  # skip +y; do -y, which was not it; enough
+    questions: list[str] = []
+    monkeypatch.setattr(QUIET, "input", lambda question: questions.append(question) or next(answers), raising=False)
+    result = examine(misunderstanding, "y", "z", person=wiggle._Person(QUIET))
+    assert "-y: the hand moves to the right" in questions[1]
+    (row,) = result["motions"]
+    assert row["motion"] == "-y" and row["ok"] and row["confirmed"] is False
+    assert result["error"].startswith("-y: not what you saw; then 'world', the frame of the pose, is not x forwards")
+
+
+def test_whoever_else_moves_the_arm_is_named(misunderstanding: Misunderstanding):
+    node = misunderstanding.graph.node
+    other = node.create_publisher(PoseStamped, "target_pose", COMMAND)
+    try:
+        with pytest.raises(WiggleError, match="test also publishes on /target_pose"):
+            examine(misunderstanding, "x")
+    finally:
+        node.destroy_publisher(other)
+
+
+def test_what_is_missing_is_said(misunderstanding: Misunderstanding):
+    for change, words in (
+        ({"sink.topic": "elsewhere"}, "nobody listens on /elsewhere"),
+        ({"sink.frame": "base"}, "takes targets in 'base'.*measured in 'world'"),
+        ({"gripper_joints": ["finger_joint"]}, "joint_states with finger_joint"),
+    ):
+        with pytest.raises(WiggleError, match=words), wiggle.wiggler({**PARAMETERS, **change}, check=misunderstanding.check) as arm:
+            arm.wait(4.0)
+    for change, words in (
+        ({"sink.kind": "simulator"}, "takes no setpoints"),
+        ({"sink.silence_timeout": 0.0}, "nothing stops this arm when we fall silent"),
+    ):
+        with pytest.raises(WiggleError, match=words), wiggle.wiggler({**PARAMETERS, **change}):
+            pass
+
+
+def test_without_a_terminal_nobody_is_moved(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
+    assert cli.main(["wiggle", "--profile", "simulated_arm"]) == 2
+    assert "--yes" in capsys.readouterr().err
