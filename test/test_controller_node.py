@@ -182,6 +182,15 @@ def test_a_killed_policy_is_a_fault_that_latches_until_a_reset(world: World) -> 
     assert world.graph.outcome(handle, 90.0).outcome == Result.SUCCESS
 
 
+def test_an_e_stop_ends_a_simulators_task_too(world: World) -> None:
+    handle = world.begin()
+    assert world.graph.call(Trigger, "estop", Trigger.Request()).success
+    result = world.graph.outcome(handle)
+    assert result.outcome == Result.FAULT and "e-stop" in result.reason
+    world.graph.wait(world.holds, "the hold")
+    assert "e-stop" in world.graph.call(Trigger, "reset_fault", Trigger.Request()).message
+
+
 def test_without_a_policy_a_goal_says_what_to_start(tmp_path) -> None:
     with TestGraph(tmp_path) as graph:
         world = World(graph, policy=False, start_timeout=1.0)

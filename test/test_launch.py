@@ -12,7 +12,7 @@ import yaml
 
 pytest.importorskip("rclpy", reason="rclpy is not installed: pip install '.[ros]'")
 
-from bitvla_ros.nodes import control_parameters, launching, policy, simulation
+from bitvla_ros.nodes import controller, launching, policy, simulation
 from bitvla_ros.nodes.launching import LIBERO, TABLETOP, simulation_graph
 from bitvla_ros.nodes.lifecycle import AUTOSTART
 from bitvla_ros.nodes.missing import MissingPackage
@@ -21,7 +21,7 @@ from bitvla_ros.nodes.parameters import Parameter
 REPOSITORY = Path(__file__).resolve().parents[1]
 TABLES: dict[str, tuple[Parameter, ...]] = {
     "simulation": (AUTOSTART, *simulation.PARAMETERS),
-    "controller": (AUTOSTART, *control_parameters.PARAMETERS),
+    "controller": (AUTOSTART, *controller.PARAMETERS),
     "policy": (AUTOSTART, *policy.PARAMETERS),
 }
 FILES = {"tabletop": TABLETOP, "libero_sim": LIBERO}
@@ -45,6 +45,13 @@ def test_a_launch_file_describes_its_own_graph(name: str, monkeypatch) -> None:
     file = runpy.run_path(str(REPOSITORY / "launch" / f"{name}.launch.py"))
     file["generate_launch_description"]()
     assert described == [(FILES[name], f"{name}.yaml")]
+
+
+def test_the_launch_file_of_a_real_arm_describes_its_own_graph(monkeypatch) -> None:
+    described = []
+    monkeypatch.setattr(launching, "describe_graph", lambda *graph: described.append(graph))
+    runpy.run_path(str(REPOSITORY / "launch" / "real_arm.launch.py"))["generate_launch_description"]()
+    assert described == [(launching.REAL_ARM, launching.real_arm_graph)]
 
 
 def test_without_launch_the_package_that_brings_it_is_named(monkeypatch) -> None:

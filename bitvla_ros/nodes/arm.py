@@ -1,49 +1,76 @@
-"""What the controller sees of the arm: its measured pose, success and, where a simulator moves it, the simulator's tick."""
+"""What the controller sees of the arm: its measured pose and joints, success and, where a simulator moves it, the simulator's tick."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 from geometry_msgs.msg import PoseStamped
+from numpy.typing import NDArray
 from rclpy.node import Node
+from sensor_msgs.msg import JointState
 from std_msgs.msg import Bool
 
 from bitvla_ros.control.command import ArmState
 from bitvla_ros.msg import SimulationState
 
 from .conversions import pose_from_msg, stamp_to_ns
-from .qos import COMMAND, LATCHED, state_qos
+from .frames import Frames, NoTransform, TfFrames
+from .qos import COMMAND, LATCHED, SENSOR, state_qos
+
+_PATIENCE = 100_000_000  # ns that a transform is waited for before a newer one is asked for
 
 
 class Arm:
     """Keeps the newest pose and the newest simulation_state or, of an arm that is no simulator's, the newest word on `success`.
 
-    pose: None before the first. frame: of the pose. state: None before the first, and without a simulator.
-    success: what was said last. stamp: when, ns. on_pose(), on_state(): called after each.
+    pose: None before the first. frame: of the pose. joints: float64 [n], rad, in the order of p.joints; None before the first, and
+    where p names none. state: None before the first, and without a simulator. success: what was said last. stamp: when, ns.
+    on_pose(), on_state(): called after each. make_frames: with p.state_source "tf", where the pose is looked up.
     """
 
-    def __init__(self, node: Node, simulator: bool, on_pose: Callable[[], None], on_state: Callable[[], None]) -> None:
-        self.simulator = simulator
+    def __init__(
+        self,
+        node: Node,
+        p: SimpleNamespace,
+        on_pose: Callable[[], None],
+        on_state: Callable[[], None],
+        make_frames: Callable[[Node], Frames] = lambda node: TfFrames(node, patience=0.0),
+    ) -> None:
+        self.simulator: bool = p.simulator
         self.pose: ArmState | None = None
         self.frame = ""
+        self.joints: NDArray[np.float64] | None = None
         self.state: SimulationState | None = None
         self.success = False
         self.stamp = 0
-        self._node, self._on_pose, self._on_state = node, on_pose, on_state
-        self._poses = self._subscribe(synchronised=False)
-        if simulator:
-            self._states = node.create_subscription(SimulationState, "simulation_state", self._take_state, LATCHED)
+        self._node, self._p, self._on_pose, self._on_state = node, p, on_pose, on_state
+        self._names = [name for name in p.joints if name]
+        self._joints_stamp = self._due = 0  # of the newest joint_states; of the pose to look up next
+        self._no_transform = ""
+        self._frames = make_frames(node) if p.state_source == "tf" else None
+        self._poses = None if self._frames else self._subscribe(synchronised=False)
+        self._others = []
+        if self._frames or self._names:
+            self._others.append(node.create_subscription(JointState, "joint_states", self._take_joints, SENSOR))
+        if self.simulator:
+            self._others.append(node.create_subscription(SimulationState, "simulation_state", self._take_state, LATCHED))
         else:
-            self._states = node.create_subscription(Bool, "success", self._take_success, COMMAND)
+            self._others.append(node.create_subscription(Bool, "success", self._take_success, COMMAND))
 
     @property
     def missing(self) -> str | None:
         """Which of them has not come, and what brings it."""
         if self.simulator and self.state is None:
             return "nobody publishes simulation_state: start simulation_node, or set simulator:=false where the arm is a real one"
-        if self.pose is None:
+        if self._names and self.joints is None:
+            return f"no joint_states with {', '.join(self._names)}: start the arm's driver, or correct the parameter joints"
+        if self.pose is None and self._frames is None:
             return "nobody publishes end_effector_pose: start the simulator or the arm's driver"
+        if self.pose is None:
+            return self._no_transform or "nobody publishes joint_states, at whose time the pose is looked up: start the arm's driver"
         return None
 
     @property
@@ -59,9 +86,27 @@ class Arm:
         """Pose and state of one lockstep tick are here."""
         return self.lockstep and self.pose is not None and self.pose.stamp == self.stamp
 
+    def refresh(self) -> None:
+        """With TF: take over the pose at the newest stamp of joint_states that has a transform. Does not wait."""
+        newest = self._joints_stamp
+        if self._frames is None or newest == 0 or (self.pose is not None and self.pose.stamp >= newest):
+            return
+        if self._due == 0 or newest - self._due > _PATIENCE:
+            self._due = newest
+        try:
+            position, orientation = self._frames.lookup(self._p.base_frame, self._p.ee_frame, self._due)
+        except NoTransform as error:  # transforms come a little later than the joints that they are computed from
+            self._no_transform = str(error)
+            return
+        self.pose, self.frame, self._due = ArmState(position, orientation, self._due), self._p.base_frame, 0
+        self._on_pose()
+
     def close(self) -> None:
-        self._node.destroy_subscription(self._poses)
-        self._node.destroy_subscription(self._states)
+        for subscription in (self._poses, *self._others):
+            if subscription is not None:
+                self._node.destroy_subscription(subscription)
+        if self._frames is not None:
+            self._frames.close()
 
     def _subscribe(self, synchronised: bool) -> Any:
         return self._node.create_subscription(PoseStamped, "end_effector_pose", self._take_pose, state_qos(synchronised))
@@ -71,8 +116,16 @@ class Arm:
         self.frame = message.header.frame_id
         self._on_pose()
 
+    def _take_joints(self, message: JointState) -> None:
+        positions = dict(zip(message.name, message.position, strict=False))
+        if not all(name in positions for name in self._names):
+            return  # another publisher's joints, such as the gripper's
+        if self._names:
+            self.joints = np.array([positions[name] for name in self._names])
+        self._joints_stamp = stamp_to_ns(message.header.stamp)
+
     def _take_state(self, state: SimulationState) -> None:
-        if state.lockstep != self.lockstep:  # the simulator says how it publishes
+        if state.lockstep != self.lockstep and self._poses is not None:  # the simulator says how it publishes
             self._node.destroy_subscription(self._poses)
             self._poses = self._subscribe(state.lockstep)
         self.state, self.success, self.stamp = state, state.success, stamp_to_ns(state.header.stamp)

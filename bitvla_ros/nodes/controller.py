@@ -1,7 +1,8 @@
 """The controller node: carries out instructions. It owns the task, plays the policy's chunks and guards the arm.
 
 One goal at a time: a new goal takes over from the one before, which ends as CANCELLED. Everything runs in one thread; what decides
-is control.session, which knows no ROS and which rollouts in process run as well.
+is control.session, which knows no ROS and which rollouts in process run as well. A simulator gets an EndEffectorCommand for each
+control step; every other arm gets setpoints at its own rate, through setpoints.Setpoints.
 """
 
 from __future__ import annotations
@@ -13,25 +14,30 @@ from types import SimpleNamespace
 from typing import Any
 
 from rclpy.action import ActionServer, CancelResponse, GoalResponse
-from rclpy.duration import Duration
 from rclpy.event_handler import SubscriptionEventCallbacks, UnsupportedEventTypeError
 from std_srvs.srv import Trigger
 
 from bitvla_ros.action import ExecuteInstruction
-from bitvla_ros.control.command import Command
+from bitvla_ros.control.limits import FaultReason
 from bitvla_ros.control.player import ChunkRefused
 from bitvla_ros.control.session import Outcome, Result, Session
-from bitvla_ros.msg import ActionChunk, EndEffectorCommand, Task
+from bitvla_ros.msg import ActionChunk, Task
 
+from . import control_parameters, sinks
 from .arm import Arm
-from .control_parameters import PARAMETERS, control_config
-from .conversions import ChunkError, chunk_from_msg, command_to_msg, duration_to_ns
+from .commands import Commands
+from .control_parameters import control_config
+from .conversions import ChunkError, chunk_from_msg, duration_to_ns
 from .diagnostics import ERROR, OK, WARN, Status
+from .estop import EStop
 from .goal import Goal
 from .lifecycle import ManagedNode, run
 from .liveliness import Liveliness
 from .parameters import ParameterError
-from .qos import CHUNK, COMMAND, LATCHED
+from .qos import CHUNK, LATCHED
+from .setpoints import Setpoints
+
+PARAMETERS = (*control_parameters.PARAMETERS, *sinks.PARAMETERS)
 
 WATCH_PERIOD = 0.1  # s, of deadlines
 
@@ -41,6 +47,7 @@ class ControllerNode(ManagedNode):
         super().__init__("controller", PARAMETERS)
         self._goal: Goal | None = None
         self._session: Session | None = None
+        self._output: Commands | Setpoints | None = None
         self._entities: list[Callable[[], Any]] = []
 
     # Lifecycle
@@ -50,12 +57,10 @@ class ControllerNode(ManagedNode):
             raise ParameterError("time_limit is 0, but without a simulator nobody else sets a limit: set it, in s")
         self._p = p
         self._session = Session(control_config(p))
-        self._answered = -1  # stamp of the last lockstep tick that was answered
         self._refusals: Counter[str] = Counter()
         self._last_refusal = ""
         self._task = self.create_publisher(Task, "task", LATCHED)
-        self._command = self.create_publisher(EndEffectorCommand, "end_effector_command", COMMAND)
-        self._entities = [lambda: self.destroy_publisher(self._task), lambda: self.destroy_publisher(self._command)]
+        self._entities = [lambda: self.destroy_publisher(self._task)]
         self._policy = Liveliness(self, self._session, self._on_watch)
         events = SubscriptionEventCallbacks(liveliness=self._policy.on_event)
         try:
@@ -63,9 +68,14 @@ class ControllerNode(ManagedNode):
         except UnsupportedEventTypeError as error:
             raise OSError("this RMW reports no liveliness, so a dead policy would go unseen: use rmw_fastrtps_cpp") from error
         self._entities += [lambda: self.destroy_subscription(chunks), self._policy.close]
-        self._arm = Arm(self, p.simulator, on_pose=self._advance, on_state=self._on_state)
+        self._arm = Arm(self, p, on_pose=self._advance, on_state=self._on_state)
+        self._entities.append(self._arm.close)
+        output = Commands if p.sink_kind == sinks.SIMULATOR else Setpoints
+        self._output = output(self, p, self._session, self._arm, self._report)
+        self._entities.append(self._output.close)
+        estop = EStop(self, self._on_estop)
         reset = self.create_service(Trigger, "reset_fault", self._on_reset_fault)
-        timers = [self.steady_timer(WATCH_PERIOD, self._on_watch), self.steady_timer(1.0 / p.control_hz, self._on_control_step)]
+        timers = [self.steady_timer(WATCH_PERIOD, self._on_watch), self.steady_timer(1.0 / self._output.rate, self._on_control_step)]
         server = ActionServer(
             self,
             ExecuteInstruction,
@@ -74,15 +84,13 @@ class ControllerNode(ManagedNode):
             goal_callback=self._on_goal,
             cancel_callback=self._on_cancel,
         )
-        self._entities += [self._arm.close, lambda: self.destroy_service(reset), server.destroy]
+        self._entities += [estop.close, lambda: self.destroy_service(reset), server.destroy]
         self._entities += [lambda timer=timer: self.destroy_timer(timer) for timer in timers]
 
     def deactivate(self) -> None:
         self._stop("the controller was deactivated")
-        while self._session is not None and not self._session.lockstep and self._session.stopping:
-            self._on_control_step()  # the ramp in one go, so that its hold is what stays
-        if self._session is not None:
-            self._command.wait_for_all_acked(Duration(nanoseconds=200_000_000))  # the process may end now
+        if self._output is not None:
+            self._output.finish(self._on_control_step)
 
     def cleanup(self) -> None:
         while self._entities:
@@ -99,6 +107,7 @@ class ControllerNode(ManagedNode):
             "liveliness_losses": self._policy.losses,
             "last_refusal": self._last_refusal,
             **{f"refused_{reason}": count for reason, count in self._refusals.items()},
+            **self._output.values(),
         }
         if fault is not None:
             return Status(ERROR, f"stopped: {fault.message}; call reset_fault to go on", values)
@@ -126,10 +135,11 @@ class ControllerNode(ManagedNode):
         self._stop("another goal took over")
         goal = self._goal = Goal(handle, self.executor)
         fault = self._session.guard.fault
+        refusal = self._output.refusal if fault is None else f"a fault is latched ({fault.message}): call reset_fault first"
         if handle.is_cancel_requested:
             self._stop("cancelled by the client")
-        elif fault is not None:
-            self._end(Result(Outcome.FAULT, f"a fault is latched ({fault.message}): call reset_fault first", 0, 0))
+        elif refusal is not None:
+            self._end(Result(Outcome.FAULT, refusal, 0, 0))
         else:
             self._advance()
         return await goal.result()
@@ -148,13 +158,21 @@ class ControllerNode(ManagedNode):
         self.diagnostics.publish()
         return response
 
+    def _on_estop(self, why: str) -> None:
+        self._session.fault(FaultReason.ESTOP, f"e-stop: {why}")
+        self._output.disable()
+        self._begin_stop()
+        self.diagnostics.publish()
+
     def _missing(self) -> str | None:
         """What a goal still waits for before it can start."""
+        if self._output.refusal is not None:
+            return self._output.refusal
         if self._arm.missing is not None:
             return self._arm.missing
         if not self._policy.alive:
             return "nobody publishes action_chunk: start policy_node"
-        if self._arm.lockstep and not self._tick_waits():
+        if self._arm.lockstep and not self._output.tick_waits:
             return "the simulator's next tick has not come"
         return None
 
@@ -170,7 +188,7 @@ class ControllerNode(ManagedNode):
         self.get_logger().info(f"epoch {epoch}: {goal.instruction!r}")
 
     def _stop(self, reason: str, answer: bool = True) -> None:
-        """End the running goal, if any, as cancelled; what waits for an answer gets the first command of the stop.
+        """End the running goal, if any, as cancelled, and begin to stop.
         answer: False where the tick that waits belongs to another episode."""
         goal = self._goal
         if goal is None:
@@ -179,6 +197,10 @@ class ControllerNode(ManagedNode):
             self._end(Result(Outcome.CANCELLED, reason, 0, 0))
             return
         self._session.cancel(reason, stop=answer)
+        self._begin_stop()
+
+    def _begin_stop(self) -> None:
+        """What waits for an answer gets the first of the stop now, not at the next control step."""
         if self._session.lockstep:
             self._advance()
         else:
@@ -218,37 +240,26 @@ class ControllerNode(ManagedNode):
     def _confirm(self, goal: Goal) -> None:
         """The first tick after that of the start. Where it does not follow from our answer, the start was with a tick of the past:
         a reset, or ticks before we came, were slower to arrive here than the goal. Then the task begins anew, with this tick."""
-        if self._arm.lockstep and (self._arm.episode != goal.episode or self._answered < goal.start):
+        if self._arm.lockstep and (self._arm.episode != goal.episode or self._output.answered < goal.start):
             self._session.cancel("begins with a newer tick", stop=False)
             goal.started = False
         goal.episode, goal.moved = self._arm.episode, goal.started
 
-    def _tick_waits(self) -> bool:
-        """A lockstep tick is here whole and not answered yet."""
-        return self._arm.tick_is_whole and self._arm.stamp > self._answered
-
     def _advance(self) -> None:
         """Do what has become possible: start the goal, answer a lockstep tick, end the goal."""
-        arm, goal = self._arm, self._goal
+        goal = self._goal
         if goal is not None and not goal.started and self._missing() is None:
             self._start(goal)
-        if self._tick_waits():
-            command = self._session.tick(arm.stamp, arm.pose, arm.success, time.monotonic_ns())
-            if command is not None:
-                self._answered = arm.stamp
-                self._publish(command, arm.stamp, arm.state.tick)
+        self._output.answer()
         self._conclude()
 
     def _on_control_step(self) -> None:
-        """Realtime: one control step."""
+        """Realtime: one control step, or one setpoint."""
         arm, goal = self._arm, self._goal
+        arm.refresh()
         if arm.missing is not None or arm.lockstep:
             return
-        now = self._now()
-        success = goal is not None and arm.success and arm.stamp > goal.start
-        command = self._session.tick(now, arm.pose, success, time.monotonic_ns())
-        if command is not None:
-            self._publish(command, now)
+        self._output.step(self._now(), goal is not None and arm.success and arm.stamp > goal.start)
         self._conclude()
 
     def _on_watch(self) -> None:
@@ -257,15 +268,18 @@ class ControllerNode(ManagedNode):
             missing = self._missing() or "not ready"
             self._end(Result(Outcome.FAULT, f"not started within {self._p.start_timeout:g} s: {missing}", 0, 0))
             return
+        fault = self._session.guard.fault
         self._session.watch(time.monotonic_ns())
+        self._output.watch()
+        if self._session.guard.fault is not fault:
+            self._begin_stop()
         self._advance()
 
     def _conclude(self) -> None:
         if self._goal is not None and self._goal.started and self._session.result is not None:
             self._end(self._session.result)
 
-    def _publish(self, command: Command, stamp: int, tick: int = 0) -> None:
-        self._command.publish(command_to_msg(command, stamp, self._arm.frame, tick))
+    def _report(self, stamp: int) -> None:
         if self._goal is not None and self._session.running:
             self._goal.report(self._session, stamp)
 

@@ -1,0 +1,130 @@
+"""What the controller takes from the arm: a pose from TF at the time of the joints, and the joints in the order that was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="rclpy is not installed: pip install '.[ros]'")
+
+from graph import TestGraph
+
+from bitvla_ros.nodes.arm import Arm
+from bitvla_ros.nodes.conversions import joint_state_to_msg, stamp_to_ns
+from bitvla_ros.nodes.frames import NoTransform
+
+pytestmark = pytest.mark.ros
+
+MS = 1_000_000
+
+
+class Tree:
+    """Transforms as robot_state_publisher makes them of the joints: known from a moment on."""
+
+    def __init__(self) -> None:
+        self.known: set[int] = set()
+        self.asked: list[tuple[str, str, int]] = []
+        self.closed = False
+
+    def lookup(self, target: str, source: str, stamp: int) -> tuple[np.ndarray, np.ndarray]:
+        self.asked.append((target, source, stamp))
+        if stamp not in self.known:
+            raise NoTransform(f"no transform from {source!r} to {target!r} at {stamp}")
+        return np.array([stamp / 1e9, 0.0, 0.0]), np.array([0.0, 0.0, 0.0, 1.0])
+
+    def clear(self) -> None: ...
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestGraph]:
+    with TestGraph(tmp_path_factory.mktemp("arm")) as graph:
+        yield graph
+
+
+class Joints:
+    """An arm that listens, and somebody who publishes joint states."""
+
+    def __init__(self, graph: TestGraph, **changes: object) -> None:
+        from sensor_msgs.msg import JointState
+
+        from bitvla_ros.nodes.qos import SENSOR
+
+        p = {"simulator": False, "state_source": "tf", "base_frame": "base", "ee_frame": "tip", "joints": ("a", "b"), **changes}
+        self.graph, self.tree, self.poses = graph, Tree(), 0
+        self.arm = Arm(graph.node, SimpleNamespace(**p), self._count, lambda: None, lambda node: self.tree)
+        self._publisher = graph.node.create_publisher(JointState, "joint_states", SENSOR)
+        self._heard = graph.collect(JointState, "joint_states", SENSOR)  # which matches after the arm's
+
+    def publish(self, names: list[str], positions: list[float], stamp: int) -> None:
+        def heard() -> bool:
+            self._publisher.publish(joint_state_to_msg(names, positions, stamp))
+            return bool(self._heard) and stamp_to_ns(self._heard[-1].header.stamp) == stamp
+
+        self.graph.wait(heard, "joint states")
+        self.graph.spin(0.05)
+
+    def close(self) -> None:
+        self.arm.close()
+        self.graph.node.destroy_publisher(self._publisher)
+
+    def _count(self) -> None:
+        self.poses += 1
+
+
+def test_the_pose_is_looked_up_at_the_joints_time_once_its_transform_is_there(graph: TestGraph) -> None:
+    cell = Joints(graph)
+    arm, tree = cell.arm, cell.tree
+    arm.refresh()
+    assert "no joint_states with a, b" in str(arm.missing) and not tree.asked
+    cell.publish(["gripper"], [0.1], 5 * MS)  # another publisher's
+    arm.refresh()
+    assert not tree.asked
+    cell.publish(["b", "a"], [2.0, 1.0], 10 * MS)
+    arm.refresh()
+    assert tree.asked == [("base", "tip", 10 * MS)] and "no transform from 'tip'" in str(arm.missing)
+    cell.publish(["a", "b"], [3.0, 4.0], 20 * MS)
+    tree.known = {10 * MS, 20 * MS}
+    arm.refresh()
+    assert arm.missing is None and arm.pose is not None
+    assert (arm.pose.stamp, arm.frame, cell.poses) == (10 * MS, "base", 1), "the one that was waited for"
+    arm.refresh()
+    assert arm.pose.stamp == 20 * MS and arm.pose.position[0] == 0.02
+    arm.refresh()
+    assert cell.poses == 2 and len(tree.asked) == 3, "nothing new, nothing asked"
+    assert arm.joints is not None and arm.joints.tolist() == [3.0, 4.0]
+    cell.close()
+    assert tree.closed
+
+
+def test_a_transform_that_never_comes_is_given_up(graph: TestGraph) -> None:
+    cell = Joints(graph)
+    cell.tree.known = {200 * MS}
+    cell.publish(["a", "b"], [0.0, 0.0], 10 * MS)
+    cell.arm.refresh()
+    cell.publish(["a", "b"], [0.0, 0.0], 200 * MS)
+    cell.arm.refresh()
+    assert cell.arm.pose is not None and cell.arm.pose.stamp == 200 * MS
+    cell.close()
+
+
+def test_joints_that_do_not_come_are_missed(graph: TestGraph) -> None:
+    """Where their limits are to be checked, nothing moves without them."""
+    cell = Joints(graph, joints=("a", "elbow"))
+    cell.tree.known = {10 * MS}
+    cell.publish(["a", "b"], [0.0, 0.0], 10 * MS)
+    cell.arm.refresh()
+    assert cell.arm.pose is None and "no joint_states with a, elbow" in str(cell.arm.missing)
+    cell.close()
+    cell = Joints(graph, joints=("",))
+    assert "nobody publishes joint_states" in str(cell.arm.missing)
+    cell.tree.known = {10 * MS}
+    cell.publish(["whatever"], [0.0], 10 * MS)
+    cell.arm.refresh()
+    assert cell.arm.missing is None and cell.arm.joints is None
+    cell.close()
