@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import yaml
@@ -148,7 +150,9 @@ def test_the_launch_file_starts_both_nodes_with_the_profile(name: str) -> None:
         assert node.configs[-1].endswith(f"{name}.yaml") and Path(node.configs[-1]).is_file()
         assert node.remappings == load_profile(name).remappings
         check(TABLES[node.name], dict(node.parameters))
-    assert nodes[0].parameters == {"mode": "shadow"}
+    assert nodes[0].parameters == {"mode": "shadow"} and {node.enclave for node in nodes} == {""}
+    secured = real_arm_graph({**arguments, "profile": name, "model": "random:nano", "enclaves": "/bitvla"})
+    assert [node.enclave for node in secured] == ["/bitvla/controller", "/bitvla/policy"]
 
 
 @pytest.mark.parametrize(
@@ -183,3 +187,66 @@ def test_a_profile_of_ones_own_is_a_file_with_nested_names_too(tmp_path: Path) -
     path.write_text(yaml.safe_dump(content))
     profile = load_profile(str(path))
     assert profile.controller == {"sink.kind": "pose", "limits.speed": 0.1} and profile.policy == {} and profile.remappings == ()
+
+
+def permissions(node: str) -> dict[str, set[str]]:
+    """What config/sros2/real_arm.policy.xml allows a node: names by what may be done with them."""
+    tree = ElementTree.parse(REPOSITORY / "config" / "sros2" / "real_arm.policy.xml")
+    profile = tree.find(f"./enclaves/enclave[@path='/bitvla/{node}']/profiles/profile[@node='{node}'][@ns='/']")
+    assert profile is not None
+    allowed: dict[str, set[str]] = {}
+    for group in profile:
+        for what, word in group.attrib.items():
+            assert word == "ALLOW"
+            allowed.setdefault(f"{group.tag} {what}", set()).update(str(entry.text) for entry in group)
+    return allowed
+
+
+def opened(node: Any, name: str) -> dict[str, set[str]]:
+    """The same of a node that runs."""
+    found: dict[str, set[str]] = {}
+    lists = {
+        "topics publish": node.get_publisher_names_and_types_by_node,
+        "topics subscribe": node.get_subscriber_names_and_types_by_node,
+        "services reply": node.get_service_names_and_types_by_node,
+        "services request": node.get_client_names_and_types_by_node,
+    }
+    for what, listed in lists.items():
+        names = {entry for entry, _ in listed(name, "/")}
+        found[what] = {entry for entry in names if "/_action/" not in entry}
+        actions = {entry.partition("/_action/")[0] for entry in names if "/_action/" in entry}
+        if what == "services reply":
+            found["actions execute"] = actions
+    return found
+
+
+@pytest.mark.ros
+def test_the_security_policy_allows_what_the_nodes_open_and_nothing_else(tmp_path: Path) -> None:
+    from graph import TestGraph
+    from robot import recording
+
+    profile = load_profile("fr3_crisp")
+    arguments = [
+        "--ros-args",
+        "--params-file",
+        str(profile.path),
+        *(part for rule in profile.remappings for part in ("-r", ":=".join(rule))),
+    ]
+    with TestGraph(tmp_path) as graph:
+        graph.start("controller", "bitvla_ros.nodes.controller", {}, *arguments)
+        given = {"policy": "replay", "model": str(recording(tmp_path / "recording.npz"))}
+        graph.start("policy", "bitvla_ros.nodes.policy", given, *arguments)
+        graph.wait(lambda: {"controller", "policy"} <= set(graph.node.get_node_names()), "both nodes")
+        graph.wait(lambda: "/execute_instruction" in opened(graph.node, "controller")["actions execute"], "an active controller")
+        graph.wait(lambda: "/action_chunk" in opened(graph.node, "policy")["topics publish"], "an active policy")
+
+        unopened = {"topics publish": {"/target_pose", "/dry/target_pose", "/dry/target_gripper"}}
+        unopened["actions call"] = {"/franka_gripper/gripper_action"}  # live and dry mode open these
+        check_permissions(opened(graph.node, "controller"), permissions("controller"), unopened)
+        cameras = {"topics subscribe": {"/camera/scene/image_raw", "/camera/wrist/image_raw"}}  # a recording has no need of them
+        check_permissions(opened(graph.node, "policy"), permissions("policy"), cameras)
+
+
+def check_permissions(used: dict[str, set[str]], allowed: dict[str, set[str]], unopened: dict[str, set[str]]) -> None:
+    for what in used.keys() | allowed.keys():
+        assert used.get(what, set()) | unopened.get(what, set()) == allowed.get(what, set()), what
