@@ -199,6 +199,10 @@ def refusals(case):
     case.graph.gated.messages["skewed"] = "skewed: camera scene was captured 120 ms before joint_states"
 
 
+def nothing_whole(case):
+    case.graph.gated = Gated(messages={"missing_stream": "missing_stream: nothing has come from gripper"})
+
+
 def same_picture(case):
     case.graph.cameras["wrist"].small = case.graph.cameras["scene"].small + 0.5
 
@@ -368,6 +372,7 @@ FAULTS: list[tuple[Callable[[Case], None], str, str, str]] = [
     (clock_behind, "clock offsets", "warn", "never younger than 50 ms"),
     (late, "skew", "fail", "camera scene is 120 ms behind"),
     (refusals, "gate", "warn", "refused: skewed 30"),
+    (nothing_whole, "gate", "fail", "nothing has come from gripper"),
     (same_picture, "camera roles", "fail", "scene and wrist show the same picture"),
     (dark, "camera wrist: image", "warn", "of one colour"),
     (undecodable, "camera wrist: image", "fail", "which channel is red"),

@@ -36,7 +36,7 @@ from .reading import describe, endpoint, full_name, is_latched, reports_liveline
 from .sink import outlets
 from .streams import wanted
 
-DISCOVERY = 2.0  # s that what is wanted may take to show up before the listening begins
+DISCOVERY = 5.0  # s that what is wanted may take to show up before the listening begins: a busy machine needs more than two
 POLL = 0.05  # s between two looks at the graph, and at an observation
 OURS = ("policy", "controller", "simulation")
 _KINDS = {
@@ -246,9 +246,10 @@ class Listener:
     def _refuse(self, error: Exception) -> None:
         gated = self.graph.gated
         assert gated is not None
-        if isinstance(error, Refused) and error.reason is not Reason.MISSING_STREAM:  # what is missing has lines of its own
-            gated.refused[error.reason.value] += 1
+        if isinstance(error, Refused):
             gated.messages[error.reason.value] = str(error)
+            if error.reason is not Reason.MISSING_STREAM:  # until everything has come once
+                gated.refused[error.reason.value] += 1
 
     # At the end
 

@@ -24,7 +24,9 @@ def check_model(model: Model | None, problem: str, expected: Expected) -> Iterat
         yield Finding("model", "skip", "none was named", "give --model to check its control rate, memory and training data")
         return
     size = f"{model.bytes / MB:,.0f} MB of weights, chunks of {model.chunk}"
-    if not model.packed:
+    if model.name.startswith("random:"):
+        yield Finding("model", "ok", f"{model.name}: random weights, {size}")
+    elif not model.packed:
         yield Finding("model", "warn", f"{model.name}: a checkpoint, {size} once packed", "bitvla pack it once: it then loads in seconds")
     else:
         yield Finding("model", "ok", f"{model.name}: packed and whole, {size}")

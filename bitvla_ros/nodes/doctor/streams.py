@@ -106,6 +106,8 @@ def check_gate(graph: Graph) -> Iterator[Finding]:
     refused = sum(gated.refused.values())
     total = gated.accepted + refused
     if not total:
+        remedy = gated.messages.get("missing_stream") or "look at the lines above, or listen longer (--seconds)"
+        yield Finding("gate", "fail", "no observation was whole", remedy)
         return
     found = f"{gated.accepted} of {total} observations would be acted upon"
     if not refused:
