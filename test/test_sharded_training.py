@@ -75,7 +75,7 @@ def test_the_same_command_writes_a_whole_checkpoint(tmp_path):
     start.mkdir()
     demos = write_demonstrations(tmp_path / "demos")
     command = ["-m", "bitvla_ros.cli", "train", str(write_checkpoint(start)), "--dataset", str(demos), "--output", str(tmp_path / "run")]
-    options = ["--steps", "2", "--batch-size", "1", "--workers", "0", "--threads", "1", "--dtype", "float32", "--json"]
+    options = ["--steps", "2", "--batch-size", "1", "--threads", "1", "--dtype", "float32", "--json"]
     outputs = in_two_processes([*command, *options], **SHARDED)
     assert json.loads(outputs[0])["steps"] == 2 and outputs[1] == ""
     saved = load_checkpoint(tmp_path / "run" / "checkpoint").state_dict()
