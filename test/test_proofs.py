@@ -14,7 +14,7 @@ from bitvla_ros.evaluation.proofs import seam
 from bitvla_ros.evaluation.proofs.findings import Fault, Fuzz, Promise, Samples, Trial, result_of
 from bitvla_ros.evaluation.proofs.report import Measured, write_report
 from bitvla_ros.evaluation.proofs.stale import KINDS, prove_stale
-from bitvla_ros.evaluation.proofs.stopping import Sent, bad_commands, find_stop, problems_of
+from bitvla_ros.evaluation.proofs.stopping import Sent, Target, bad_commands, find_braking, find_stop, problems_of
 from bitvla_ros.policy import gate as gate_module
 from bitvla_ros.policy.gate import Gate
 
@@ -159,6 +159,22 @@ def test_commands_that_no_arm_should_be_sent_are_found():
     assert "beyond" in bad_commands([Sent(0, 0, 1, False, 2 * good)])[0]
 
 
+def targets(*velocities: float) -> list[Target]:
+    """One every 10 ms, at these velocities (m/s) along x."""
+    positions = np.cumsum(velocities) * 0.01
+    return [Target(k * 10_000_000, k * 10_000_000, np.array([x, 0.0, 0.3])) for k, x in enumerate(positions)]
+
+
+def test_the_first_target_that_brakes_is_where_the_stop_begins():
+    assert find_braking(targets(0, 0.3, 0.3, 0.3, 0.27, 0.24, 0.04, 0.0), 30_000_000, acceleration=20.0) == 6, (
+        "before it the arm slows by itself"
+    )
+    assert find_braking(targets(0, 0.5, 0.5, 0.3, 0.1, 0.0, 0.0), 10_000_000, acceleration=20.0) == 3
+    assert find_braking(targets(0, 0.1, 0.1, 0.0), 10_000_000, acceleration=20.0) == 3, "slow enough to stand at once"
+    assert find_braking(targets(0, 0.5, 0.5, 0.5), 0, acceleration=20.0) is None
+    assert find_braking([], 0, acceleration=20.0) is None
+
+
 # ---- the JSON
 
 
@@ -168,7 +184,7 @@ def test_the_result_has_the_names_that_were_fixed():
     result = result_of([fault, rate, Fuzz("fuzz", 10, 0, 0, 0)])
     assert json.loads(json.dumps(result)) == result
     assert result["faults"] == [
-        {"name": "policy_sigkill", "trials": 3, "stopped": 2, "stop_ms": {"p50": 100.0, "p99": 100.0, "max": 100.0}, "violations": 1}
+        {"name": "policy_sigkill", "trials": 3, "stopped": 2, "stop_ms": {"p50": 80.0, "p99": 100.0, "max": 100.0}, "violations": 1}
     ]
     assert result["promises"] == [
         {"name": "player_rate", "trials": 100, "violations": 0, "value": 0.05, "unit": "%", "target": 0.1, "met": True}
@@ -215,7 +231,7 @@ def test_a_folder_keeps_findings_and_shows_all_of_them(tmp_path):
         kept.save(tmp_path)
         assert Measured.load(tmp_path / f"{finding.name}.json") == kept
     page = write_report(tmp_path, ("camera_loss", "seam", "lifecycle", "player_rate", "fuzz", "never_run")).read_text()
-    assert "| `camera_loss` | what it does | 3 | 2 | 420 | 420 | 420 | max 400 | 1 |" in page
+    assert "| `camera_loss` | what it does | 3 | 2 | 300 | 420 | 420 | max 400 | 1 |" in page
     assert "`seam`" in page and "chunk.stale 3" in page and "the arm did not stop" in page and "seed 0, 1" in page
     assert "99.98 setpoints a second: 2 missed, jitter p99 0.40 ms" in page
     pictures = {line.rpartition("(")[2].rstrip(")") for line in page.splitlines() if line.startswith("![")}

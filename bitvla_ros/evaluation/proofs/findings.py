@@ -143,8 +143,8 @@ def percentiles(values: tuple[float, ...]) -> dict[str, float | None]:
     """{"p50", "p99", "max"}: of the values themselves, never between two of them; None where there are none."""
     if not values:
         return {"p50": None, "p99": None, "max": None}
-    ranks = {name: float(np.percentile(values, level, method="higher")) for name, level in (("p50", 50), ("p99", 99), ("max", 100))}
-    return {name: round(value, 3) for name, value in ranks.items()}
+    ranks = (("p50", 50, "lower"), ("p99", 99, "higher"), ("max", 100, "higher"))
+    return {name: round(float(np.percentile(values, level, method=method)), 3) for name, level, method in ranks}  # type: ignore[call-overload]
 
 
 def result_of(findings: list[Finding]) -> dict[str, Any]:

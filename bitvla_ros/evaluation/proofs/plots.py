@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..plots import FAINT, INK, PARTS
-from .findings import Fault, Samples
+from .findings import Fault, Samples, percentiles
 
 PROMISED, MISSED = "#2f8f5b", "#c8453b"
 _STYLE: dict[Any, Any] = {
@@ -40,7 +40,7 @@ def draw_faults(faults: Sequence[Fault], path: Path) -> None:
                 axes.text(0, row, "  no trial stopped the arm", va="center", color=MISSED)
                 continue
             axes.plot(times, row + jitter.uniform(-0.22, 0.22, len(times)), ".", color=PARTS["vision"], alpha=0.45, markersize=4)
-            p50, p99 = (float(np.percentile(times, level, method="higher")) for level in (50, 99))
+            p50, p99 = (float(value or 0.0) for value in list(percentiles(fault.stop_ms).values())[:2])
             axes.plot([p50, p50], [row - 0.32, row + 0.32], color=INK, linewidth=1.6)
             axes.plot([p99, p99], [row - 0.32, row + 0.32], color=INK, linewidth=1.2, linestyle=(0, (2, 1.5)))
             if fault.max_ms is not None:

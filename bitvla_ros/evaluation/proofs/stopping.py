@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from ...policy.chunk import ACTION_DIM
 
 _TOLERANCE = 0.06  # of the offset: timers jitter by a few milliseconds
+_REST = 1e-4  # m/s
+_BRAKES = 0.8  # of the acceleration: stamps are not quite those of the steady clock that the stop goes by
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,15 @@ class Sent:
     @property
     def moves(self) -> bool:
         return not self.hold and bool(self.action[:6].any())
+
+
+@dataclass(frozen=True)
+class Target:
+    """A pose that an arm was told to be at, as it arrived. arrival, stamp: as of Sent. position: float64 [3], m."""
+
+    arrival: int
+    stamp: int
+    position: NDArray[np.float64]
 
 
 def find_stop(commands: Sequence[Sent], since: int, ramp_steps: int, step: int) -> int | None:
@@ -55,6 +66,33 @@ def _is_ramp(commands: Sequence[Sent], steps: int, step: int) -> bool:
         if np.abs(command.action[:6] - share * before).max() > _TOLERANCE * np.abs(before).max():
             return False
     return True
+
+
+def speeds(targets: Sequence[Target]) -> NDArray[np.float64]:
+    """m/s, float64 [n]: of each target from the one before it; the first is 0."""
+    positions, times = np.array([target.position for target in targets]), np.array([target.stamp for target in targets], np.float64)
+    moved = np.linalg.norm(np.diff(positions, axis=0), axis=1)
+    return np.concatenate([[0.0], moved / np.maximum(np.diff(times) / 1e9, 1e-9)])
+
+
+def find_braking(targets: Sequence[Target], since: int, acceleration: float) -> int | None:
+    """Index of the first target of the stop after which the arm is at rest for good, where that is after `since` (ns, steady clock);
+    else None.
+
+    A stop brakes at `acceleration` (m/s2); slower changes before it belong to the motion."""
+    if len(targets) < 2:
+        return None
+    speed = speeds(targets)
+    rest = int(np.flatnonzero(speed >= _REST)[-1]) + 1 if (speed >= _REST).any() else 0
+    if rest == len(targets) or targets[rest].arrival <= since:
+        return None
+    first = rest
+    while first > 1:
+        elapsed = (targets[first - 1].stamp - targets[first - 2].stamp) / 1e9
+        if speed[first - 2] - speed[first - 1] < _BRAKES * acceleration * elapsed:
+            break
+        first -= 1
+    return first
 
 
 def problems_of(commands: Sequence[Sent], stop: int, ramp_steps: int) -> list[str]:

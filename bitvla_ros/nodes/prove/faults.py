@@ -12,15 +12,16 @@ from pathlib import Path
 import numpy as np
 
 from bitvla_ros.action import ExecuteInstruction
+from bitvla_ros.control.limits import Limits
 from bitvla_ros.control.player import decelerated
 from bitvla_ros.evaluation.proofs.findings import Advance, Fault, Trial
-from bitvla_ros.evaluation.proofs.stopping import Sent, bad_commands, find_stop, problems_of
+from bitvla_ros.evaluation.proofs.stopping import Sent, bad_commands, find_braking, find_stop, problems_of
 
 from ..recorder import GraphError
 from .world import RAMP_STEPS, World
 
 STEP = 50_000_000  # ns, a control step
-SETTLING = 0.3  # s for which an arm that has stopped must stay so
+SETTLING = 0.5  # s for which an arm that has stopped must stay so
 LIMIT = 5.0  # s after which an arm that has not stopped counts as one that does not
 ON_THE_WAY = 0.1  # s that a chunk which was finished before the fault may take to arrive
 LATE = 0.02  # s by which a timer may be late
@@ -31,6 +32,12 @@ Find = Callable[[Sequence[Sent], int, int], "int | None"]
 
 def _stop(commands: Sequence[Sent], since: int, epoch: int) -> int | None:
     return find_stop(commands, since, RAMP_STEPS, STEP)
+
+
+def _last_stop(commands: Sequence[Sent], since: int, epoch: int) -> int | None:
+    """Where chunks may still come for a while, a stop after which the arm moves on is none of the fault's."""
+    moves = [command.arrival for command in commands if command.moves]
+    return find_stop(commands, max(since, moves[-1]) if moves else since, RAMP_STEPS, STEP)
 
 
 def _change(commands: Sequence[Sent], since: int, epoch: int) -> int | None:
@@ -46,13 +53,15 @@ def _change(commands: Sequence[Sent], since: int, epoch: int) -> int | None:
 class Injection:
     """One fault. inject: does it, and returns since when it has been there, ns of the steady clock. recover: undoes it.
 
-    cameras: the policy must look at images. unnoticed: s for which chunks may still be made in spite of it, None where it has nothing
-    to do with chunks. latches: the goal must end with a fault. p99_ms, max_ms: what is promised of the stop.
+    live: the arm is driven by poses at 100 Hz. cameras: the policy must look at images. unnoticed: s for which chunks may still be
+    made in spite of it, None where it has nothing to do with chunks. latches: the goal must end with a fault. p99_ms, max_ms: what is
+    promised of the stop.
     """
 
     inject: Callable[[World], int]
     recover: Callable[[World], object] = lambda world: None
     find: Find = _stop
+    live: bool = False
     cameras: bool = False
     unnoticed: float | None = None
     latches: bool = False
@@ -64,7 +73,7 @@ def _camera(name: str, unnoticed: float) -> Injection:
     def inject(world: World) -> int:
         return world.witness.set_camera_fault(name)
 
-    return Injection(inject, lambda world: world.witness.set_camera_fault(""), cameras=True, unnoticed=unnoticed)
+    return Injection(inject, lambda world: world.witness.set_camera_fault(""), _last_stop, cameras=True, unnoticed=unnoticed)
 
 
 def _cancel(world: World) -> int:
@@ -84,8 +93,9 @@ _DEATH = {"latches": True, "p99_ms": 100.0, "max_ms": 150.0}
 FAULTS = {
     "policy_sigkill": Injection(World.kill_policy, World.replace_policy, **_DEATH),
     "policy_sigstop": Injection(partial(World.signal_policy, number=signal.SIGSTOP), World.continue_policy, **_DEATH),
+    "policy_sigkill_live": Injection(World.kill_policy, World.replace_policy, live=True, **_DEATH),
     "inference_hang": Injection(
-        lambda world: world.witness.hang(True), lambda world: world.witness.hang(False), cameras=True, unnoticed=0.0
+        lambda world: world.witness.hang(True), lambda world: world.witness.hang(False), _last_stop, cameras=True, unnoticed=0.0
     ),
     "camera_loss": _camera("camera_loss", 0.15),
     "camera_delay": _camera("camera_delay", 0.15),
@@ -99,11 +109,11 @@ FAULTS = {
 
 def prove_fault(name: str, trials: int, seed: int, logs: Path, advance: Advance) -> Fault:
     injection, done = FAULTS[name], []
-    with World(logs, np.random.default_rng(seed), failing_cameras=injection.cameras) as world:
+    with World(logs, np.random.default_rng(seed), failing_cameras=injection.cameras, live=injection.live) as world:
         for _ in range(3 * trials):
             world.begin()
             began = injection.inject(world)
-            trial = _observe(world, injection, began)
+            trial = _observe_poses(world, injection, began) if injection.live else _observe(world, injection, began)
             world.finish()
             injection.recover(world)
             if trial is not None:
@@ -117,8 +127,13 @@ def prove_fault(name: str, trials: int, seed: int, logs: Path, advance: Advance)
 def _observe(world: World, injection: Injection, began: int) -> Trial | None:
     """What the fault led to; None where the arm was about to stop before it."""
     witness, epoch = world.witness, world.epoch
-    witness.holds(lambda: injection.find(list(witness.commands), began, epoch) is not None, LIMIT)
-    time.sleep(SETTLING)
+
+    def stopped() -> bool:
+        commands = list(witness.commands)
+        at = injection.find(commands, began, epoch)
+        return at is not None and time.monotonic_ns() - commands[at].arrival > SETTLING * 1e9
+
+    witness.holds(stopped, LIMIT)
     commands = list(witness.commands)
     at = injection.find(commands, began, epoch)
     problems = bad_commands(commands)
@@ -128,17 +143,42 @@ def _observe(world: World, injection: Injection, began: int) -> Trial | None:
     if stop.arrival <= began:
         return None
     stop_ms = (stop.arrival - began) / 1e6
-    if injection.find is _stop:
+    if injection.find is not _change:
         problems += problems_of(commands, at, RAMP_STEPS)
-    if injection.max_ms is not None and stop_ms > injection.max_ms:
-        problems.append(f"the first stopping command came after {stop_ms:.0f} ms; promised are {injection.max_ms:.0f} ms")
     if any(command.epoch <= epoch and command.moves for command in commands[at + RAMP_STEPS :]):
         problems.append("the arm is moved for the old task after its stop")
     if injection.unnoticed is not None:
         problems += _chunk_problems(world, injection.unnoticed, began, stop)
+    return Trial(stop_ms, (*problems, *_common_problems(world, injection, stop_ms)))
+
+
+def _observe_poses(world: World, injection: Injection, began: int) -> Trial | None:
+    """The same of an arm that is driven by poses."""
+    witness, braking = world.witness, Limits().acceleration
+
+    def stopped() -> bool:
+        poses = list(witness.poses)
+        silent = bool(poses) and time.monotonic_ns() - poses[-1].arrival > SETTLING * 1e9  # after the hold nothing is sent
+        return silent and find_braking(poses, began, braking) is not None
+
+    witness.holds(stopped, LIMIT)
+    poses = list(witness.poses)
+    at = find_braking(poses, began, braking)
+    if at is None:
+        return Trial(None, (f"the arm did not stop within {LIMIT:g} s",))
+    if poses[at].arrival <= began:
+        return None
+    stop_ms = (poses[at].arrival - began) / 1e6
+    return Trial(stop_ms, tuple(_common_problems(world, injection, stop_ms)))
+
+
+def _common_problems(world: World, injection: Injection, stop_ms: float) -> list[str]:
+    problems = []
+    if injection.max_ms is not None and stop_ms > injection.max_ms:
+        problems.append(f"the first stopping command came after {stop_ms:.0f} ms; promised are {injection.max_ms:.0f} ms")
     if injection.latches and world.result().outcome != ExecuteInstruction.Result.FAULT:
         problems.append("the goal did not end with a fault")
-    return Trial(stop_ms, tuple(problems))
+    return problems
 
 
 def _chunk_problems(world: World, unnoticed: float, began: int, stop: Sent) -> list[str]:

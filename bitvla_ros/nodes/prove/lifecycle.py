@@ -25,7 +25,8 @@ CYCLE = {
     "deactivate": Transition.TRANSITION_DEACTIVATE,
     "cleanup": Transition.TRANSITION_CLEANUP,
 }
-GROWTH_LIMIT = 4.0  # MB in the second half of the loops; the first fills caches and pools
+GROWTH_LIMIT = 4.0  # MB in the second half of the loops
+WARM_UP = 30  # loops that fill caches and pools, and show no growth yet
 _EXAMPLES = 5
 
 
@@ -56,7 +57,7 @@ def prove_lifecycle(loops: int, seed: int, logs: Path, advance: Advance) -> Prom
 
 
 def _growth(megabytes: list[float]) -> float:
-    half = np.array(megabytes[len(megabytes) // 2 :])
+    half = np.array(megabytes[max(WARM_UP, len(megabytes) // 2) :])
     if len(half) < 3:
         return 0.0
     slope = float(np.polyfit(np.arange(len(half)), half, 1)[0])

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from bitvla_ros.action import ExecuteInstruction
 from bitvla_ros.evaluation.proofs.findings import Advance, Promise, Samples
-from bitvla_ros.evaluation.proofs.stopping import find_stop, problems_of
+from bitvla_ros.evaluation.proofs.stopping import Target, find_stop, problems_of
 from bitvla_ros.msg import ActionChunk
 
 from ..conversions import ns_to_stamp
@@ -72,7 +72,6 @@ def prove_second_publisher(trials: int, seed: int, logs: Path, advance: Advance)
     noticed: list[float] = []
     with World(logs, np.random.default_rng(seed), live=True) as world:
         witness = world.witness
-        witness.wait(lambda: witness.enable().success, "live mode")
         for _ in range(trials):
             witness.enable(False)
             other = witness.create_publisher(PoseStamped, "target_pose", COMMAND)
@@ -120,9 +119,8 @@ def prove_player_rate(seconds: int, seed: int, logs: Path, advance: Advance) -> 
     with World(logs, np.random.default_rng(seed), network=NETWORK, live=True) as world:
         for poses in _goals(world, seconds, advance):
             if len(poses) > 2:
-                arrived, stamped = np.array(poses, np.int64).T
-                stamps.append(np.diff(stamped))
-                arrivals.append(np.diff(arrived))
+                stamps.append(np.diff([pose.stamp for pose in poses]))
+                arrivals.append(np.diff([pose.arrival for pose in poses]))
     if not stamps:
         raise GraphError("no setpoints came; the nodes say: " + world.witness.health())
     intervals, at_arm = np.concatenate(stamps), np.concatenate(arrivals)
@@ -140,10 +138,9 @@ def _rhythm(intervals: NDArray[np.int64], period: float) -> dict[str, Any]:
     return {"misses": misses, "jitter_ms": {"p99": round(float(np.percentile(np.abs(intervals - period), 99)) / 1e6, 3)}}
 
 
-def _goals(world: World, seconds: int, advance: Advance) -> Iterator[list[tuple[int, int]]]:
+def _goals(world: World, seconds: int, advance: Advance) -> Iterator[list[Target]]:
     """Goal after goal for so many seconds; after each, the arrivals and stamps of its setpoints. The last one is cancelled."""
     witness = world.witness
-    witness.wait(lambda: witness.enable().success, "live mode")
     began, counted = time.monotonic(), 0
     while (left := seconds - (time.monotonic() - began)) > 0:
         world.begin_goal()

@@ -14,7 +14,7 @@ from std_msgs.msg import String, UInt64
 from std_srvs.srv import SetBool
 
 from bitvla_ros.action import ExecuteInstruction
-from bitvla_ros.evaluation.proofs.stopping import Sent
+from bitvla_ros.evaluation.proofs.stopping import Sent, Target
 from bitvla_ros.msg import ActionChunk, EndEffectorCommand
 from bitvla_ros.srv import ResetEpisode
 
@@ -28,13 +28,13 @@ PATIENCE = 60.0  # s, for anything that a graph has to answer
 class Witness(Recorder):
     """Use as a context manager. commands, chunks, poses: everything since `forget_all`, in the order of arrival.
 
-    poses: of an arm that is driven by them, arrival (ns, steady clock) and stamp (ns, ROS time).
+    poses: of an arm that is driven by them.
     """
 
     def __init__(self, check: Callable[[], None]) -> None:
         self.commands: list[Sent] = []
         self.chunks: list[tuple[int, ActionChunk]] = []  # with the arrival, ns of the steady clock
-        self.poses: list[tuple[int, int]] = []
+        self.poses: list[Target] = []
         self.camera_fault_began = 0
         super().__init__((), lockstep=False, check=check)
         self._camera_fault = self.create_publisher(String, "camera_fault", LATCHED)
@@ -52,7 +52,8 @@ class Witness(Recorder):
         self.chunks.append((time.monotonic_ns(), chunk))
 
     def _on_pose(self, pose: PoseStamped) -> None:
-        self.poses.append((time.monotonic_ns(), stamp_to_ns(pose.header.stamp)))
+        arrival, at = time.monotonic_ns(), pose.pose.position
+        self.poses.append(Target(arrival, stamp_to_ns(pose.header.stamp), np.array([at.x, at.y, at.z])))
 
     def _on_camera_fault_began(self, message: UInt64) -> None:
         self.camera_fault_began = message.data

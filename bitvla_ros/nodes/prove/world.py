@@ -15,7 +15,7 @@ import numpy as np
 
 from bitvla_ros.action import ExecuteInstruction
 from bitvla_ros.control.limits import Limits
-from bitvla_ros.evaluation.proofs.stopping import Sent
+from bitvla_ros.evaluation.proofs.stopping import Sent, Target, speeds
 from bitvla_ros.simulation.tabletop_tasks import plans
 
 from ..conversions import duration_to_ns, stamp_to_ns
@@ -42,7 +42,7 @@ class World:
     """A context manager: on entering it, simulator (realtime), controller and policy start; each `begin` is a trial with a moving arm.
 
     The policy is the scripted expert. failing_cameras: it looks at images, which pass through prove.cameras. network: it also pays for
-    this network at every inference. live: the controller drives the arm by poses at 100 Hz, as it drives a real one; call `enable`.
+    this network at every inference. live: the controller drives the arm by poses at 100 Hz, as it drives a real one.
     random: draws initial states and moments.
     """
 
@@ -64,6 +64,8 @@ class World:
             self.witness = stack.enter_context(Witness(check=self.graph.check))
             for name in ("simulation", "controller", "policy"):
                 self.witness.wait_until_active(name, PATIENCE)
+            if self._live:
+                self.witness.wait(lambda: self.witness.enable().success, "live mode")
             self._stack = stack.pop_all()
         return self
 
@@ -100,7 +102,7 @@ class World:
         self.until_moving()
         time.sleep(float(self.random.uniform(0.0, 0.4)))
         self.until_moving()
-        self.epoch = self.witness.commands[-1].epoch
+        self.epoch = 0 if self._live else self.witness.commands[-1].epoch
 
     def begin_goal(self) -> None:
         """A new episode and its goal."""
@@ -114,7 +116,8 @@ class World:
         self._result = self.handle.get_result_async()
 
     def until_moving(self) -> None:
-        self.witness.wait(lambda: moving(self.witness.commands), "motion of the arm")
+        witness = self.witness
+        witness.wait(lambda: moving_poses(witness.poses) if self._live else moving(witness.commands), "motion of the arm")
 
     def take_over(self) -> None:
         """Another goal, with other words, while the first one runs. Returns when it is accepted."""
@@ -179,3 +182,9 @@ def moving(commands: Sequence[Sent]) -> bool:
     """The arm has been moving for a few steps, and fast enough that its stop cannot be overlooked."""
     last = commands[-4:]
     return len(last) == 4 and all(command.moves for command in last) and bool(np.abs(last[-1].action[:6]).max() > 0.1)
+
+
+def moving_poses(poses: Sequence[Target]) -> bool:
+    """The same of an arm that is driven by poses."""
+    last = poses[-6:]
+    return len(last) == 6 and bool(speeds(last)[1:].min() > 0.03)
