@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 
@@ -70,11 +71,6 @@ class Arm:
         seen = len(self.poses)
         self.graph.wait(lambda: len(self.poses) >= seen + poses, "poses")
 
-    def speed(self) -> float:
-        """m/s, over the last five poses."""
-        (last, now), (then, before) = ((pose_from_msg(p)[0], stamp_to_ns(p.header.stamp)) for p in (self.poses[-1], self.poses[-6]))
-        return float(np.linalg.norm(last - then)) / ((now - before) / 1e9)
-
 
 def pose(position: np.ndarray, frame: str = "world") -> PoseStamped:
     return pose_to_msg(position, DOWN, 0, frame)
@@ -88,13 +84,13 @@ def test_an_arm_goes_to_poses_smoothly_and_stops_when_they_end(tmp_path):
         arm.drive(pose(goal), lambda: np.linalg.norm(arm.position - goal) < 5e-4, "the arm at its target")
         # A target across the table: the arm does not leap to it, and without targets it does not get there.
         seen = len(arm.poses)
-        arm.drive(pose(start + [0.0, 0.4, 0.1]), lambda: arm.position[1] > start[1] + 0.1, "the arm on its way")
-        steps = np.diff([pose_from_msg(p)[0] for p in arm.poses[seen:]], axis=0)
-        assert np.linalg.norm(steps, axis=1).max() < 0.05
+        arm.drive(pose(start + [0.0, 0.5, 0.1]), lambda: arm.position[1] > start[1] + 0.1, "the arm on its way")
+        path = [(stamp_to_ns(p.header.stamp) / 1e9, pose_from_msg(p)[0]) for p in arm.poses[seen:]]
+        assert all(np.linalg.norm(b - a) < 0.03 + 1.0 * (then - now) for (now, a), (then, b) in itertools.pairwise(path)), "m, m/s"
         arm.silence(40)
         stopped = arm.position
         arm.silence(20)
-        assert np.linalg.norm(arm.position - stopped) < 5e-4 and stopped[1] < start[1] + 0.35
+        assert np.linalg.norm(arm.position - stopped) < 5e-4 and stopped[1] < start[1] + 0.45
         # Nonsense moves nothing and ends nothing.
         for bad in (pose(start, frame="base"), pose(np.full(3, np.nan)), PoseStamped(header=pose(start).header)):
             arm.target.publish(bad)
@@ -106,13 +102,10 @@ def test_an_arm_goes_to_poses_smoothly_and_stops_when_they_end(tmp_path):
         assert arm.opening > 0.07
         arm.gripper.publish(Float64(data=1.0))
         graph.wait(lambda: arm.opening < 0.005, "a closed gripper")
-        # Poses at 100 Hz, cameras and truth at 20 Hz, as one stream.
-        first, last = (stamp_to_ns(state.header.stamp) for state in (arm.states[-20], arm.states[-1]))
-        between = [stamp for stamp in (stamp_to_ns(p.header.stamp) for p in arm.poses) if first < stamp <= last]
-        assert 19 * 2 < len(between) <= 19 * 5 and sorted(set(between)) == between
-        assert np.diff([state.tick for state in arm.states]).tolist() == [1] * (len(arm.states) - 1)
-        assert {stamp_to_ns(image.header.stamp) for image in arm.images} <= {stamp_to_ns(state.header.stamp) for state in arm.states}
-        assert last - first == pytest.approx(19 * 50e6, rel=0.5)
+        # Poses come faster than ticks and images do, and time only grows.
+        ticks, poses, images = ([stamp_to_ns(m.header.stamp) for m in messages] for messages in (arm.states, arm.poses, arm.images))
+        assert images and len(poses) > 2 * max(len(ticks), len(images))
+        assert all(a < b for stamps in (ticks, poses, images) for a, b in itertools.pairwise(stamps))
 
 
 @pytest.mark.ros
@@ -140,7 +133,7 @@ def test_an_arm_moves_with_a_twist_and_stops_when_it_ends(tmp_path):
 def test_a_driver_can_be_deactivated_in_mid_step_and_activated_again(tmp_path):
     with TestGraph(tmp_path) as graph:
         arm = Arm(graph, "pose", cameras=("scene",))
-        for transition in (Transition.TRANSITION_DEACTIVATE, Transition.TRANSITION_ACTIVATE) * 3:
+        for transition in (Transition.TRANSITION_DEACTIVATE, Transition.TRANSITION_ACTIVATE) * 2:
             request = ChangeState.Request(transition=Transition(id=transition))
             assert graph.call(ChangeState, "simulation/change_state", request).success
             if transition == Transition.TRANSITION_ACTIVATE:
