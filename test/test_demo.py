@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from bitvla_ros.nodes.demo import policy_label
+
 pytest.importorskip("rclpy", reason="no ROS here: pip install '.[ros]' or source a ROS installation")
 pytest.importorskip("bitvla_ros.msg", reason="the messages are not built: pip install '.[ros]' or colcon build")
 imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
@@ -54,7 +56,7 @@ def test_json_tells_of_the_expert_and_of_bitvla(short):
     result, _, _ = short
     assert [episode["policy"] for episode in result["episodes"]] == ["expert", "bitvla"]
     for episode in result["episodes"]:
-        assert (episode["suite"], episode["task"], episode["seed"], episode["mode"]) == ("tabletop_object", 1, 3, "lockstep")
+        assert (episode["suite"], episode["task"], episode["seed"], episode["mode"]) == ("tabletop_spatial", 1, 3, "lockstep")
         assert episode["success"] is False and episode["outcome"] == "time_limit"
         assert episode["steps"] == 40
         assert episode["chunks"] == 5  # eight actions each
@@ -75,9 +77,10 @@ def test_videos_show_every_tick_and_the_last_for_a_while(short):
     assert (output / "demo.png").is_file()
 
 
-def test_random_weights_are_named_on_screen(short):
+def test_a_policy_is_named_and_so_are_random_weights(short):
     _, _, done = short
-    assert "random weights" in done.stderr
+    assert "BitVLA nano" in done.stderr and "random weights" not in done.stderr
+    assert policy_label("bitvla", "random:nano") == "BitVLA nano, random weights"
 
 
 def test_logs_of_every_node_are_kept(short):
@@ -97,6 +100,15 @@ def test_expert_succeeds_through_the_graph(tmp_path: Path):
     done = demo("--policy", "expert", "--output", str(tmp_path))
     assert done.returncode == 0, done.stderr
     (episode,) = json.loads(done.stdout)["episodes"]
+    assert episode["success"] is True and episode["outcome"] == "success"
+
+
+def test_the_shipped_policy_succeeds_through_the_graph(tmp_path: Path):
+    done = demo("--policy", "bitvla", "--output", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    (episode,) = json.loads(done.stdout)["episodes"]
+    assert (episode["model"], episode["task"]) == ("BitVLA nano", 1)
+    assert episode["instruction"] == "pick up the red block next to the bowl and place it on the plate"
     assert episode["success"] is True and episode["outcome"] == "success"
 
 

@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bitvla_ros.arguments import NATURAL, POSITIVE
+
 if TYPE_CHECKING:  # what needs ROS or a library is imported where it is used: --help must work everywhere
     from rich.console import Console
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:  # what needs ROS or a library is imported where it is used: -
     from .recorder import Recorder
 
 EXAMPLES = """\
-  bitvla demo                                        the expert, then BitVLA, on a task of tabletop_object
+  bitvla demo                                        the expert, then BitVLA, on a task of tabletop_spatial
   bitvla demo --policy expert --task 2 --seed 7      one episode, another task
   bitvla demo --mode realtime                        time runs on, as on a robot
   bitvla demo --model PATH_OR_HUB_ID --control-hz 20 BitVLA from a checkpoint
@@ -26,7 +28,7 @@ EXAMPLES = """\
 CAMERAS = ("scene", "wrist")
 CONTROL_HZ = 20.0
 POLICIES = ("expert", "bitvla")
-PRESETS = ("nano", "3b")  # with random weights
+RANDOM = "random:"  # and a preset: weights that were never trained
 
 
 class DemoError(Exception):
@@ -34,21 +36,23 @@ class DemoError(Exception):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--suite", default="tabletop_object", help="suite of tasks (default: %(default)s)")
-    parser.add_argument("--task", type=_natural, default=0, help="index of the task in its suite (default: %(default)s)")
-    parser.add_argument("--seed", type=_natural, default=0, help="seed of the initial state (default: %(default)s)")
+    parser.add_argument("--suite", default="tabletop_spatial", help="suite of tasks (default: %(default)s)")
+    parser.add_argument("--task", type=NATURAL, default=1, help="index of the task in its suite (default: %(default)s)")
+    parser.add_argument("--seed", type=NATURAL, default=0, help="seed of the initial state (default: %(default)s)")
     parser.add_argument(
         "--mode", choices=("lockstep", "realtime"), default="lockstep", help="lockstep: reproducible at any speed; realtime: time runs on"
     )
     parser.add_argument("--policy", choices=POLICIES, action="append", help="run only this one; may be repeated (default: both)")
     parser.add_argument(
-        "--model", default="nano", help="BitVLA: a preset with random weights (nano), a checkpoint or a hub id (default: %(default)s)"
+        "--model",
+        default="nano",
+        help="BitVLA: nano (the shipped model), a model's folder or hub id, random:nano (untrained) (default: %(default)s)",
     )
     parser.add_argument("--norm-key", help="which of the checkpoint's statistics to use, where it has several")
     parser.add_argument(
-        "--control-hz", type=float, help="rate that the checkpoint's actions are meant for, where it does not say (LIBERO: 20)"
+        "--control-hz", type=POSITIVE, help="rate that the checkpoint's actions are meant for, where it does not say (LIBERO: 20)"
     )
-    parser.add_argument("--steps", type=_natural, help="stop an episode after so many control steps (default: the suite's limit)")
+    parser.add_argument("--steps", type=NATURAL, help="stop an episode after so many control steps (default: the suite's limit)")
     parser.add_argument("--output", type=Path, default=Path("outputs/demo"), help="folder of videos and logs (default: %(default)s)")
 
 
@@ -123,8 +127,6 @@ def policy_parameters(policy: str, arguments: argparse.Namespace) -> dict[str, A
     common = {"policy": policy, "synchronised": lockstep, "use_sim_time": lockstep}
     if policy == "expert":
         return {**common, "suite": arguments.suite}
-    if arguments.model in PRESETS:
-        return {**common, "model": f"random:{arguments.model}"}
     given = {"control_hz": arguments.control_hz, "norm_key": arguments.norm_key}  # never a guess: the checkpoint's own where not given
     return {**common, "model": arguments.model, **{name: value for name, value in given.items() if value is not None}}
 
@@ -132,7 +134,7 @@ def policy_parameters(policy: str, arguments: argparse.Namespace) -> dict[str, A
 def policy_label(policy: str, model: str) -> str:
     if policy == "expert":
         return "scripted expert"
-    return f"BitVLA {model}, random weights" if model in PRESETS else f"BitVLA {Path(model).name}"
+    return f"BitVLA {model.removeprefix(RANDOM)}, random weights" if model.startswith(RANDOM) else f"BitVLA {Path(model).name}"
 
 
 @contextlib.contextmanager
@@ -229,10 +231,3 @@ def _failure(results: list[dict[str, Any]], arguments: argparse.Namespace) -> st
 
 def _pair(percentiles: dict[str, float | None]) -> str:
     return " / ".join("–" if value is None else f"{value:.0f}" for value in percentiles.values())
-
-
-def _natural(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{value} is negative")
-    return value
