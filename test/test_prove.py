@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import String, UInt64
 from std_srvs.srv import SetBool
 
+from bitvla_ros import cli
 from bitvla_ros.evaluation.proofs.stopping import Sent
 from bitvla_ros.nodes.conversions import ImageError, image_from_msg, image_to_msg, stamp_to_ns
 from bitvla_ros.nodes.prove.cameras import CORRUPTIONS, JUMPS, Cameras
@@ -31,6 +33,7 @@ from bitvla_ros.nodes.prove.faults import FAULTS
 from bitvla_ros.nodes.prove.subject import SubjectNode
 from bitvla_ros.nodes.prove.verb import PROOFS
 from bitvla_ros.nodes.qos import LATCHED, SENSOR
+from bitvla_ros.nodes.recorder import GraphError
 
 pytestmark = [pytest.mark.ros, pytest.mark.timeout(180)]
 
@@ -208,3 +211,17 @@ def test_a_short_run_stops_every_time_and_says_so_in_json_and_a_report(tmp_path)
 def test_the_proofs_have_the_names_that_were_fixed():
     assert {"policy_sigkill", "policy_sigstop", "inference_hang", "camera_loss", "frozen_camera"} <= set(PROOFS)
     assert {"stale_refused", "old_epoch", "seam", "lifecycle", "second_publisher", "player_rate", "false_stop", "fuzz"} <= set(PROOFS)
+
+
+def test_a_proof_that_breaks_off_does_not_keep_the_others_from_being_run(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("matplotlib", reason="no matplotlib: pip install '.[plot]'")
+
+    def break_off(*_: object) -> None:
+        raise GraphError("nothing moves")
+
+    monkeypatch.setitem(PROOFS, "seam", replace(PROOFS["seam"], run=break_off))
+    arguments = ["prove", "--json", "--trials", "1", "--only", "seam", "--only", "stale_refused", "--output", str(tmp_path)]
+    assert cli.main(arguments) == 1
+    result = json.loads(capsys.readouterr().out)
+    assert [promise["name"] for promise in result["promises"]] == ["stale_refused"]
+    assert "seam" in result["error"] and "nothing moves" in result["error"]

@@ -100,7 +100,7 @@ PROOFS = {
 }
 
 EXAMPLES = """\
-  bitvla prove                                     every proof, a thirtieth of its full length: about ten minutes
+  bitvla prove                                     every proof, a thirtieth of its full length
   bitvla prove --trials 300                        full length, hours: what docs/safety.md shows
   bitvla prove --only policy_sigkill --trials 300  one proof; into the same folder, so that the report shows it beside the others
   bitvla prove --json > prove.json                 the figures as JSON
@@ -128,9 +128,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from bitvla_ros.evaluation.proofs.findings import result_of
     from bitvla_ros.evaluation.proofs.report import Measured, write_report
 
+    from ..processes import NodeDied
+    from ..recorder import GraphError
+
     console = Console(stderr=True, highlight=False)
     names = list(dict.fromkeys(arguments.only or PROOFS))
     findings: list[Finding] = []
+    broken: list[str] = []
     words = TextColumn("{task.description}"), TextColumn("{task.fields[unit]}")
     with Progress(words[0], BarColumn(28), MofNCompleteColumn(), words[1], TimeRemainingColumn(), console=console) as bars:
         for name in names:
@@ -138,14 +142,24 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             trials = max(1, math.ceil(proof.full * arguments.trials / FULL))
             bar = bars.add_task(name, total=trials, unit=proof.unit)
             load = OtherLoad()
-            finding = proof.run(trials, arguments.seed, arguments.output / "logs" / name, lambda count, bar=bar: bars.advance(bar, count))
+            try:
+                finding = proof.run(
+                    trials, arguments.seed, arguments.output / "logs" / name, lambda count, bar=bar: bars.advance(bar, count)
+                )
+            except (GraphError, NodeDied) as error:  # the other proofs may still go well
+                broken.append(f"{name} broke off: {error}")
+                console.print(broken[-1], style="red", soft_wrap=True, markup=False)
+                continue
             findings.append(finding)
             Measured(finding, proof.what, proof.unit, arguments.seed, load.share()).save(arguments.output)
             if finding.problem:
                 console.print(finding.problem, style="yellow", soft_wrap=True, markup=False)
-            path = write_report(arguments.output, tuple(PROOFS))  # after each: a long run may be broken off
-    console.print(f"report: {path}", soft_wrap=True)
-    return result_of(findings)
+            write_report(arguments.output, tuple(PROOFS))  # after each: a long run may be broken off
+    console.print(f"findings and report: {arguments.output}", soft_wrap=True)
+    result = result_of(findings)
+    if broken:
+        result["error"] = "; ".join([*broken, *([result["error"]] if "error" in result else [])])
+    return result
 
 
 def show(result: dict[str, Any]) -> None:
