@@ -80,7 +80,7 @@ def _seam(trials: int, seed: int, logs: Path, advance: Advance) -> Finding:
 PROOFS = {
     "policy_sigkill": Proof(300, "trials", "SIGKILL to the policy's process while the arm moves", _fault("policy_sigkill")),
     "policy_sigstop": Proof(300, "trials", "SIGSTOP to the policy's process while the arm moves", _fault("policy_sigstop")),
-    "policy_sigkill_live": Proof(100, "trials", "the same for an arm that is driven by poses at 100 Hz", _fault("policy_sigkill_live")),
+    "policy_sigkill_live": Proof(100, "trials", "SIGKILL, for an arm that is driven by poses at 100 Hz", _fault("policy_sigkill_live")),
     "inference_hang": Proof(100, "trials", "an inference that does not end, in a process that lives", _fault("inference_hang")),
     "camera_loss": Proof(100, "trials", "no images any more", _fault("camera_loss")),
     "camera_delay": Proof(100, "trials", "images 0.4 s late", _fault("camera_delay")),
