@@ -242,3 +242,16 @@ def test_a_driver_that_writes_over_its_buffer_is_not_frozen():
 def test_a_senseless_limit_is_refused(limits):
     with pytest.raises(ValueError):
         GateConfig(**limits)
+
+
+def test_a_frozen_camera_stays_refused_where_the_same_frame_is_looked_at_again():
+    """A newer pose makes another observation of it."""
+    gate = Gate()
+    first = observe(NOW)
+    gate.check(first, NOW)
+    for frame in (1, 2):
+        newest = moved(first, 0.02 * frame, NOW + frame * 40 * MS)
+        if frame == 1:
+            gate.check(newest, NOW + frame * 40 * MS)
+    for _ in range(3):
+        assert refusal(gate, newest, NOW + 80 * MS).reason is Reason.FROZEN

@@ -174,17 +174,16 @@ class Gate:
         """A checksum of the whole image (75 us for 256 x 256, 0.4 ms for 640 x 480, not idle): it must see a small arm in a still
         scene, and keeps no image that a driver might write over."""
         run = self._runs.get(role)
-        if run is not None and stamp == run.stamp:
-            return  # the same frame again, not a new one with the same content
-        digest = zlib.crc32(np.ascontiguousarray(observation.images[role]).data)
-        if run is None or digest != run.digest:
-            self._runs[role] = _Run(digest, stamp, 1, observation.state.copy())
-            return
-        run.stamp = stamp
-        run.frames += 1
-        distance, angle = _motion(run.state, observation.state)
-        run.moved = run.moved or distance > self.config.frozen_distance or angle > self.config.frozen_angle
-        if run.moved and run.frames >= self.config.frozen_frames:
+        if run is None or stamp != run.stamp:
+            digest = zlib.crc32(np.ascontiguousarray(observation.images[role]).data)
+            if run is None or digest != run.digest:
+                self._runs[role] = _Run(digest, stamp, 1, observation.state.copy())
+                return
+            run.stamp = stamp
+            run.frames += 1
+            distance, angle = _motion(run.state, observation.state)
+            run.moved = run.moved or distance > self.config.frozen_distance or angle > self.config.frozen_angle
+        if run.moved and run.frames >= self.config.frozen_frames:  # also where the same frame is looked at again
             raise Refused(
                 Reason.FROZEN,
                 f"camera {role} has repeated the same image under {run.frames} stamps while the arm moved; restart its driver",

@@ -60,13 +60,17 @@ class _Robot:
                     self._add(name, to(captured) if name == shifted else captured)
                 except Refused as refusal:
                     refused = refusal.reason
+        return self.look() or refused
+
+    def look(self) -> Reason | None:
+        """Take an observation: why it was refused."""
         try:
             self.gate.check(self.streams.latest("lift the block"), self.now)
         except Refused as refusal:
             if refusal.reason is Reason.FUTURE:
                 self.streams.clear()  # as the policy node does: beside it all that follows would seem to go back
             return refusal.reason
-        return refused
+        return None
 
 
 def prove_stale(trials: int, seed: int, advance: Advance) -> Promise:
@@ -146,6 +150,8 @@ def _freeze(robot: _Robot, camera: str) -> str | None:
         reason = robot.step(frozen=camera)
         moved = moved or float(np.linalg.norm(robot.position - began)) > robot.config.frozen_distance
         expected = Reason.FROZEN if moved and frame >= robot.config.frozen_frames else None
+        if expected is reason and robot.look() is not expected:
+            return f"frame {frame} of a frozen {camera} was let through when it was looked at again"
         if reason is not expected:
             return f"frame {frame} of a frozen {camera} was {reason or 'let through'}; expected {expected or 'to be let through'}"
     reason = robot.step()
