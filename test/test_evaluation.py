@@ -201,7 +201,14 @@ def test_interrupt_leaves_no_workers_behind(tmp_path: Path):
     pytest.importorskip("imageio_ffmpeg")
     options = ["--episodes", "400", "--workers", "2", "--image-size", "64", "--output", str(tmp_path)]
     command = [sys.executable, "-m", "bitvla_ros.cli", "eval", "expert", *options]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a job in the background inherits as ignored
+    )
     until(lambda: list(tmp_path.glob("videos/*/task*.mp4")), "the first video")
     tasks = Path(f"/proc/{process.pid}/task").glob("*/children")
     children = [int(pid) for path in tasks for pid in path.read_text().split()]

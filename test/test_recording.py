@@ -171,7 +171,7 @@ def test_what_takes_too_long_is_no_demonstration(monkeypatch: pytest.MonkeyPatch
 def test_a_failure_is_replaced_by_another_seed_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tried = []
 
-    def first_fails(environment, expert, task, seed, noise, size):
+    def first_fails(environment, expert, task, seed, noise, *rest):
         tried.append((task, seed))
         return play(environment, expert, task, seed, noise) if len(tried) > 1 else None
 
