@@ -1,6 +1,6 @@
 """How fast a preset trains: samples a second of forward, backward and optimizer, without data loading.
 
-.venv/bin/python scripts/measure_training.py [--preset nano] [--threads 2] [--batch-size 32] [--passes 10]
+.venv/bin/python scripts/measure_training.py [--preset nano] [--threads 2] [--batch-size 32] [--passes 10] [--compile]
 
 Printed are the best pass on the clock, and the best by processor time, which other processes disturb less: samples a second that
 `threads` processors would reach if each did its part without waiting for the others.
@@ -17,6 +17,7 @@ from bitvla_ros.model import build
 from bitvla_ros.model.tokenizer import tokenizer_of
 from bitvla_ros.policy.prompt import Prompt
 from bitvla_ros.training.objective import Batch, oft_loss
+from bitvla_ros.training.trainer import compile_layers
 
 INSTRUCTION = "pick up the red block and place it in the basket"
 CAMERAS = 2
@@ -26,10 +27,13 @@ parser.add_argument("--preset", default="nano")
 parser.add_argument("--threads", type=int, default=2)
 parser.add_argument("--batch-size", type=int, default=32)
 parser.add_argument("--passes", type=int, default=10)
+parser.add_argument("--compile", action="store_true")
 arguments = parser.parse_args()
 torch.set_num_threads(arguments.threads)
 
 model = build(arguments.preset).train()
+if arguments.compile:
+    compile_layers(model)
 config, batch_size = model.config, arguments.batch_size
 prompt = Prompt(tokenizer_of(arguments.preset), image_tokens=config.vision.num_patches, cameras=CAMERAS)
 ids = torch.tensor(prompt(INSTRUCTION)).expand(batch_size, -1)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# How nano is made: demonstrations, training, packing, evaluation. Each step goes on where it was stopped; run it again after a kill.
+# How a nano is made from nothing (the shipped one was made in parts, with the commands in docs/learning.md): demonstrations, training, packing, evaluation. Each step goes on where it was stopped; run it again after a kill.
 #   scripts/train_nano.sh [FOLDER]      FOLDER holds everything that comes up on the way (default: outputs/nano)
 #   EPISODES=800 STEPS=60000            demonstrations of each suite; steps of 32 samples
 # The result is FOLDER/packed. It becomes the shipped model by hand, with the figures of FOLDER/eval in its card:

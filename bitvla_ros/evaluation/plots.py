@@ -18,6 +18,16 @@ PEERS = {
     "fake_quant": ("online fake-quant", "#e0b084"),
 }
 PARTS = {"preprocess": "#e0b084", "vision": "#3f9ac1", "language": "#0b6e99", "head": "#7b6bb0", "rest": "#c4ccd4"}
+STYLE: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": FAINT,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
 
 
 def draw(result: dict[str, Any], path: Path | str) -> None:
@@ -25,17 +35,7 @@ def draw(result: dict[str, Any], path: Path | str) -> None:
     import matplotlib
     from matplotlib.figure import Figure
 
-    style: dict[Any, Any] = {
-        "font.size": 9,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.edgecolor": FAINT,
-        "text.color": INK,
-        "axes.labelcolor": INK,
-        "xtick.color": INK,
-        "ytick.color": INK,
-    }
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10, 6.2) if "shapes" in result else (10, 3.6), layout="constrained")
         (_draw_kernels if "shapes" in result else _draw_chunk)(result, figure)
         figure.savefig(path, dpi=150)

@@ -4,24 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from ..plots import FAINT, INK, PARTS
+from ..plots import INK, PARTS, STYLE
 from .findings import Fault, Samples, percentiles
 
 PROMISED, MISSED = "#2f8f5b", "#c8453b"
-_STYLE: dict[Any, Any] = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": FAINT,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-}
 
 
 def draw_faults(faults: Sequence[Fault], path: Path) -> None:
@@ -29,7 +18,7 @@ def draw_faults(faults: Sequence[Fault], path: Path) -> None:
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9, 1.3 + 0.42 * len(faults)), layout="constrained")
         axes = figure.subplots()
         jitter = np.random.default_rng(0)
@@ -61,7 +50,7 @@ def draw_samples(title: str, samples: Samples, path: Path) -> None:
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.2, 2.9), layout="constrained")
         axes = figure.subplots()
         values = np.array(samples.values)
