@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import signal
+from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
@@ -62,6 +63,28 @@ class World:
         assert handle.accepted
         self.graph.wait(lambda: steps and steps[-1] >= 10, "ten steps", 90.0)
         return handle
+
+    def begin_and_pause(self):
+        """Begin an episode and stop the simulator within it: then no tick and no chunk is on its way. It goes on with SIGCONT."""
+        for _ in range(10):
+            handle = self.begin()
+            self.graph.kill("simulation", signal.SIGSTOP)
+            seen = len(self.statuses())
+            running = self.graph.wait(lambda seen=seen: self.statuses()[seen:], "diagnostics of the controller")[-1]["running"]
+            if running == "True" and not self.states[-1].success:
+                self.graph.wait(lambda: self.commands[-1].tick == self.states[-1].tick, "the answer to the last tick")
+                return handle
+            self.graph.kill("simulation", signal.SIGCONT)
+        raise AssertionError("ten episodes were over before the simulator was stopped")
+
+    def statuses(self) -> list[dict[str, str]]:
+        """What the controller has said on /diagnostics, the newest last."""
+        statuses = (status for array in self.health for status in array.status if status.name == "controller")
+        return [{value.key: value.value for value in status.values} for status in statuses]
+
+    def refused(self, reason: str) -> int:
+        """How many chunks were refused for this reason, as /diagnostics says."""
+        return int(self.statuses()[-1].get(f"refused_{reason}", 0))
 
     def holds(self) -> bool:
         """The newest command is a hold."""
@@ -141,23 +164,32 @@ def test_a_goal_sent_right_after_a_reset_starts_with_the_new_episode(world: Worl
 
 def test_chunks_that_nobody_asked_for_are_refused_and_change_nothing(world: World) -> None:
     publisher = world.graph.node.create_publisher(ActionChunkMsg, "action_chunk", CHUNK)
-    handle = world.begin()
-    now, epoch = stamp_to_ns(world.states[-1].header.stamp), world.tasks[-1].epoch
+    handle = world.begin_and_pause()
+    now, epoch = stamp_to_ns(world.states[-1].header.stamp), world.commands[-1].epoch
     ones = np.ones((8, 7), np.float32)
-    for chunk in (
-        ActionChunk(ones, now, 50_000_000, epoch=epoch - 1),
-        ActionChunk(ones, now + 1, 50_000_000, epoch=epoch),
-        ActionChunk(ones * np.nan, now + 1, 50_000_000, epoch=epoch),
-        ActionChunk(ones, now, 100_000_000, epoch=epoch),
-    ):
-        publisher.publish(chunk_to_msg(chunk, now))
-        world.graph.spin(0.02)
-    malformed = chunk_to_msg(ActionChunk(ones, now, 50_000_000, epoch=epoch), now)
-    malformed.horizon = 9
-    publisher.publish(malformed)
+    wrong = {
+        "epoch": chunk_to_msg(ActionChunk(ones, now, 50_000_000, epoch=epoch - 1), now),
+        "not_asked": chunk_to_msg(ActionChunk(ones, now + 1, 50_000_000, epoch=epoch), now),
+        "non_finite": chunk_to_msg(ActionChunk(ones * np.nan, now + 1, 50_000_000, epoch=epoch), now),
+        "rate": chunk_to_msg(ActionChunk(ones, now + 1, 100_000_000, epoch=epoch), now),
+        "malformed": chunk_to_msg(ActionChunk(ones, now, 50_000_000, epoch=epoch), now),
+    }
+    wrong["malformed"].horizon = 9
+    before, sent = {reason: world.refused(reason) for reason in wrong}, Counter()
+
+    def all_refused() -> bool:
+        """Send the next of those that /diagnostics does not count yet, one at a time: a reader keeps only the newest chunk."""
+        unseen = [reason for reason in wrong if world.refused(reason) == before[reason]]
+        if unseen:
+            reason = min(unseen, key=sent.__getitem__)
+            publisher.publish(wrong[reason])
+            sent[reason] += 1
+        return not unseen
+
+    world.graph.wait(all_refused, "refusal of every wrong chunk on /diagnostics")
+    assert all(world.refused(reason) - before[reason] <= sent[reason] for reason in wrong)
+    world.graph.kill("simulation", signal.SIGCONT)
     assert world.graph.outcome(handle).outcome == Result.SUCCESS
-    for reason in ("epoch", "not_asked", "non_finite", "rate", "malformed"):
-        world.graph.wait(lambda reason=reason: world.diagnosed(f"refused_{reason}=1"), f"refusal {reason} on /diagnostics")
     assert not any((np.asarray(command.offset) == 1).all() for command in world.commands)
     world.graph.node.destroy_publisher(publisher)
 
