@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitvla_ros.policy.normalization import Statistics
-from bitvla_ros.training.dataset import Dataset, DatasetError, DatasetWriter, Episode
+from bitvla_ros.training.dataset import Counterfactuals, Dataset, DatasetError, DatasetWriter, Episode
 from bitvla_ros.training.statistics import dataset_statistics
 
 pa = pytest.importorskip("pyarrow", reason="the extra train is not installed")
@@ -31,6 +31,13 @@ def make_episode(seed: int = 0, length: int = 7, task: str = "pick up the red bl
     actions = rng.uniform(-1, 1, (length, 7)).astype(np.float32)
     actions[:, 6] = rng.integers(0, 2, length)
     return Episode(task, images, rng.normal(size=(length, 8)).astype(np.float32), actions, seed)
+
+
+def with_counterfactuals(episode: Episode, tasks: tuple[str, ...] = ("push it", "pick up the red block"), chunk: int = 4) -> Episode:
+    rng = np.random.default_rng(len(episode))
+    index = rng.integers(-1, len(tasks), (len(episode), 2))
+    actions = rng.uniform(0, 1, (len(episode), 2, chunk, 7)).astype(np.float32)
+    return replace(episode, counterfactuals=Counterfactuals(tasks, index, actions))
 
 
 def writer_at(path: Path, **changes: Any) -> DatasetWriter:
@@ -53,6 +60,56 @@ def contents(path: Path) -> dict[str, bytes]:
 def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Episode]]:
     episodes = [make_episode(0), make_episode(1, 3, "put it down"), make_episode(2, 1)]
     return write(tmp_path_factory.mktemp("written") / "blocks", episodes), episodes
+
+
+def test_counterfactuals_come_back_with_the_instructions_that_they_had(tmp_path: Path) -> None:
+    episodes = [with_counterfactuals(make_episode(0)), with_counterfactuals(make_episode(1, 3, "put it down"), ("put it down", "wave"))]
+    dataset = Dataset(write(tmp_path / "blocks", episodes))
+    assert dataset.tasks == ("pick up the red block", "push it", "put it down", "wave")
+    for number, (episode, start) in enumerate(zip(episodes, (0, 7), strict=True)):
+        others = episode.counterfactuals
+        assert others is not None
+        assert np.array_equal(dataset.others(number), others.index >= 0)
+        assert (others.index < 0).any() and (others.index >= 0).any()
+        for i, which in np.argwhere(others.index >= 0):
+            images, state, actions, task = dataset.frame(start + int(i), 3, int(which))
+            assert task == others.tasks[others.index[i, which]] and np.array_equal(actions, others.actions[i, which, :3])
+            assert np.array_equal(images["scene"], episode.images["scene"][i]) and np.array_equal(state, episode.state[i])
+        back = dataset.episode(number).counterfactuals
+        assert back is not None and np.array_equal(back.actions, others.actions)
+        assert [back.tasks[i] for i in back.index[back.index >= 0]] == [others.tasks[i] for i in others.index[others.index >= 0]]
+    i, which = (int(number) for number in np.argwhere(dataset.others(0))[0])
+    with pytest.raises(DatasetError, match="counterfactuals of 4 actions, but chunks of 5"):
+        dataset.frame(i, 5, which)
+
+
+def test_a_writer_goes_on_with_counterfactuals_and_refuses_others_shapes(tmp_path: Path) -> None:
+    episodes = [with_counterfactuals(make_episode(i, 3, task)) for i, task in enumerate(("a", "b", "push it"))]
+    whole = write(tmp_path / "whole", episodes)
+    for part in (episodes[:1], episodes[1:]):
+        writer = writer_at(tmp_path / "parts")
+        for episode in part:
+            writer.add(episode)
+    with pytest.raises(DatasetError, match=r"episode 3 has counterfactuals of shape \[0, 0\], those before have \[2, 4\]"):
+        writer.add(make_episode())
+    writer.close()
+    assert contents(whole) == contents(tmp_path / "parts")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"actions": np.full((7, 2, 4, 7), np.nan, np.float32)}, r"frame 0: counterfactuals\[0\] is nan"),
+        ({"actions": np.full((7, 2, 4, 7), -1, np.float32)}, r"frame 0: the gripper action is -1"),
+        ({"actions": np.zeros((7, 1, 4, 7), np.float32)}, r"expected \[7, n\] and float32 \[7, n, chunk, 7\]"),
+        ({"index": np.full((7, 2), 2)}, "other tasks than the 2 that they have"),
+    ],
+)
+def test_counterfactuals_that_do_not_fit_are_refused(tmp_path: Path, change: dict[str, Any], says: str) -> None:
+    episode = with_counterfactuals(make_episode())
+    assert episode.counterfactuals is not None
+    with pytest.raises(DatasetError, match=says):
+        writer_at(tmp_path / "blocks").add(replace(episode, counterfactuals=replace(episode.counterfactuals, **change)))
 
 
 def edit(path: Path, episode: int, column: str, change: Any) -> None:

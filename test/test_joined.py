@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from demonstrations import TASKS, write_demonstrations
 
-from bitvla_ros.training.dataset import Dataset, DatasetError, DatasetWriter, Episode
+from bitvla_ros.training.dataset import Counterfactuals, Dataset, DatasetError, DatasetWriter, Episode
 from bitvla_ros.training.joined import JoinedDataset, open_datasets
 from bitvla_ros.training.statistics import dataset_statistics
 
@@ -39,6 +39,21 @@ def test_frames_of_the_second_come_after_those_of_the_first(tmp_path: Path) -> N
         assert np.array_equal(state, expected[1]) and np.array_equal(actions, expected[2]) and task == expected[3]
     with pytest.raises(IndexError, match="no frame 23"):
         joined.frame(23)
+
+
+def test_counterfactuals_keep_their_episode(tmp_path: Path) -> None:
+    plain, others = write_demonstrations(tmp_path / "a", episodes=2, length=9), tmp_path / "b"
+    writer = DatasetWriter(others, 20.0, dict.fromkeys(("scene", "wrist"), (28, 28)), name="others")
+    images = {role: np.zeros((3, 28, 28, 3), np.uint8) for role in ("scene", "wrist")}
+    index, actions = np.array([[0], [-1], [1]]), np.arange(3 * 4 * 7, dtype=np.float32).reshape(3, 1, 4, 7) / 100
+    told = Counterfactuals(("wave", "bow"), index, actions)
+    writer.add(Episode("stand", images, np.ones((3, 8), np.float32), np.ones((3, 7), np.float32), counterfactuals=told))
+    writer.close()
+    joined = open_datasets([plain, others])
+    assert not joined.others(1).any() and joined.others(2).tolist() == [[True], [False], [True]]
+    assert {"wave", "bow"} <= set(joined.tasks)
+    _, _, found, task = joined.frame(20, 4, 0)
+    assert task == "bow" and np.array_equal(found, actions[2, 0])
 
 
 def test_statistics_are_of_all_frames_together(tmp_path: Path) -> None:

@@ -22,10 +22,10 @@ from bitvla_ros.policy.observation import Observation
 from bitvla_ros.policy.policy import PolicySpec
 from bitvla_ros.policy.preprocessing import ImageRecipe
 from bitvla_ros.simulation import FIRST_TRAINING_SEED, TABLETOP_SUITES, make
-from bitvla_ros.simulation.expert import make_expert
+from bitvla_ros.simulation.expert import make_expert, plans_of
 from bitvla_ros.training import recording
 from bitvla_ros.training.dataset import Dataset, DatasetError, DatasetWriter
-from bitvla_ros.training.recording import Recipe, RecordingError, Slot, play, record, slots, to_dataset
+from bitvla_ros.training.recording import HORIZON, Recipe, RecordingError, Slot, play, record, record_slot, slots, to_dataset
 
 pytest.importorskip("pyarrow", reason="the extra train is not installed")
 pytest.importorskip("mujoco", reason="the extra sim is not installed")
@@ -61,7 +61,8 @@ def test_the_record_says_what_was_recorded(recorded: Path, capsys: pytest.Captur
     assert result["by_task"] == dict.fromkeys(make(SUITE, cameras=()).tasks[:4], 1)
     assert dataset.name == SUITE and dataset.fps == 20.0
     assert dataset.cameras == {"scene": (SIZE, SIZE), "wrist": (SIZE, SIZE)}
-    assert dataset.source == {"policy": "expert", "suites": [SUITE], "noise": 0.2, "seed": 0, "render_size": SIZE}
+    asked = {"policy": "expert", "suites": [SUITE], "noise": 0.2, "seed": 0, "render_size": SIZE, "counterfactuals": 3}
+    assert dataset.source == asked
     assert {dataset.episode(i).seed for i in range(4)} == {FIRST_TRAINING_SEED}
 
 
@@ -76,6 +77,32 @@ def test_actions_are_in_the_datasets_convention(recorded: Path) -> None:
         width = episode.state[:, 6] - episode.state[:, 7]
         assert width[0] > 0.07 and width.min() < 0.05
         assert episode.images["scene"].std() > 0 and not np.array_equal(episode.images["wrist"][0], episode.images["wrist"][-1])
+
+
+def test_frames_with_an_open_hand_are_labelled_for_other_instructions_too(recorded: Path) -> None:
+    dataset, environment = Dataset(recorded), make(SUITE, cameras=())
+    for number in range(2):
+        episode = dataset.episode(number)
+        others = episode.counterfactuals
+        assert others is not None and others.actions.shape == (len(episode), 3, HORIZON, 7)
+        asked = others.index >= 0
+        assert (asked.all(1) == (episode.actions[:, 6] == 1.0)).all() and (asked.all(1) == asked.any(1)).all()
+        names = [[others.tasks[i] for i in row] for row in others.index[asked.all(1)]]
+        assert all(len({*row, episode.task}) == 4 for row in names)
+        assert {words for row in names for words in row} | {episode.task} == set(environment.tasks)
+        things = environment.reset(number, FIRST_TRAINING_SEED).object_poses
+        for i in (0, 10):
+            for which, words in enumerate(names[i]):
+                way = things[plans_of(SUITE)[words].pick][:2] - episode.state[i, :2]
+                if np.abs(way).min() > 0.03:  # m; nearer, the hand may still be on its way past it
+                    assert (np.sign(others.actions[i, which, 0, :2]) == np.sign(way)).all()
+        assert (others.actions[asked][..., 6] == 1.0).mean() > 0.9, "the hand stays open but where it is about to grasp"
+
+
+@pytest.mark.parametrize(("suite", "count"), [("tabletop_spatial", 3), (SUITE, 0)])
+def test_no_other_instruction_is_asked_where_it_has_no_meaning_or_none_is_wanted(suite: str, count: int) -> None:
+    others = record_slot(Recipe((suite,), SIZE, render_size=SIZE, counterfactuals=count), Slot(suite, 0, 0))[0].counterfactuals
+    assert others is None if count == 0 else (others is not None and (others.index == -1).all())
 
 
 class Still:
@@ -253,7 +280,8 @@ def test_suites_share_a_dataset_and_more_episodes_extend_it(tmp_path: Path, caps
     assert before.items() <= contents(tmp_path / "both/data").items()
     dataset = Dataset(tmp_path / "both")
     assert dataset.name == "both"
-    assert set(dataset.tasks) == {*make("tabletop_object", cameras=()).tasks[:2], *make("tabletop_goal", cameras=()).tasks[:2]}
+    shown = {dataset.episode(i).task for i in range(4)}
+    assert shown == {*make("tabletop_object", cameras=()).tasks[:2], *make("tabletop_goal", cameras=()).tasks[:2]}
 
 
 def test_a_folder_recorded_otherwise_is_refused(recorded: Path, capsys: pytest.CaptureFixture[str]) -> None:

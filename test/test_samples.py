@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from training import CAMERAS, Demonstrations, samples
+from training import CAMERAS, Demonstrations, prompt, samples
 
 from bitvla_ros.policy.normalization import Bounds, normalise_proprio, unnormalise_actions
 from bitvla_ros.policy.preprocessing import ImageRecipe
@@ -25,6 +25,28 @@ def test_every_frame_comes_once_an_epoch_in_another_order():
     for epoch in epochs:
         assert sorted(epoch) == [*range(5), *range(12, 18)]
     assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_every_counterfactual_comes_once_an_epoch_with_its_instruction_and_actions():
+    dataset = Demonstrations(others=2)
+    every = samples(dataset, episodes=(0, 2), augment=False)
+    assert len(every) == 11 + 2 * 6
+    words = {tuple(prompt(task)): task for task in dataset.tasks}
+    frames = [every.frame(i) for i in range(len(every))]
+    for frame in (0, 3, 12):
+        seen = [every[i] for i in range(len(every)) if frames[i] == frame]
+        own = dataset.tasks[frame % 2]
+        assert sorted(words[tuple(sample.input_ids)] == own for sample in seen) == [*[False] * (2 if frame % 2 == 0 else 0), True]
+        assert all(np.array_equal(sample.pixels, seen[0].pixels) for sample in seen)
+        others = sorted(float(sample.actions[0, -1]) for sample in seen if words[tuple(sample.input_ids)] != own)
+        assert others == ([0.0, 1.0] if frame % 2 == 0 else [])
+
+
+def test_in_their_own_order_samples_are_what_was_done():
+    dataset = Demonstrations(others=2)
+    every, plain = samples(dataset, seed=None, augment=False), samples(seed=None, augment=False)
+    assert len(every) == len(plain) == len(dataset)
+    assert all(equal(every[number], plain[number]) for number in range(len(plain)))
 
 
 @given(numbers=st.lists(st.integers(0, 200), min_size=1, max_size=5), seed=st.integers(0, 3))

@@ -27,13 +27,15 @@ CAMERAS = ("scene", "wrist")
 
 
 class Demonstrations:
-    """Two tasks; the action of a frame can be told from the colour of its images. `lengths` frames an episode."""
+    """Two tasks; the action of a frame can be told from the colour of its images. `lengths` frames an episode. Even frames have
+    `others` counterfactuals: the other task, and actions of which each number is that of the counterfactual."""
 
     name = "synthetic"
     fps = 20.0
     tasks = ("push", "pull it")
 
-    def __init__(self, lengths: Sequence[int] = (5, 7, 6, 4), seed: int = 0) -> None:
+    def __init__(self, lengths: Sequence[int] = (5, 7, 6, 4), seed: int = 0, others: int = 0) -> None:
+        self.count_of_others = others
         self.cameras = dict.fromkeys(CAMERAS, (SIZE, SIZE))
         self.lengths = tuple(lengths)
         random = np.random.default_rng(seed)
@@ -49,7 +51,12 @@ class Demonstrations:
     def __len__(self) -> int:
         return len(self.actions)
 
-    def frame(self, index: int, chunk: int = 1) -> tuple[dict[str, Any], Any, Any, str]:
+    def others(self, index: int) -> Any:
+        start = sum(self.lengths[:index])
+        even = np.arange(start, start + self.lengths[index]) % 2 == 0
+        return np.repeat(even[:, None], self.count_of_others, axis=1)
+
+    def frame(self, index: int, chunk: int = 1, other: int | None = None) -> tuple[dict[str, Any], Any, Any, str]:
         actions = np.zeros((chunk, 7), np.float32)
         actions[:, 6] = self.actions[self.ends[index] - 1, 6]
         following = self.actions[index : min(index + chunk, self.ends[index])]
@@ -57,7 +64,9 @@ class Demonstrations:
         noise = np.random.default_rng(index).integers(0, 20, (SIZE, SIZE, 3))
         colour = 128 + 100 * self.actions[index, :3]
         images = {role: np.clip(colour + noise, 0, 255).astype(np.uint8) for role in CAMERAS}
-        return images, self.states[index], actions, self.tasks[index % 2]
+        if other is not None:
+            actions[:] = other
+        return images, self.states[index], actions, self.tasks[(index + (other is not None)) % 2]
 
 
 def prompt(task: str) -> np.ndarray[Any, Any]:

@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import lerobot_format as layout
-from .episode import DatasetError, Episode, Rows, check
+from .episode import Counterfactuals, DatasetError, Episode, Rows, check
 from .statistics import dataset_statistics
 
-__all__ = ["Dataset", "DatasetError", "DatasetWriter", "Episode"]
+__all__ = ["Counterfactuals", "Dataset", "DatasetError", "DatasetWriter", "Episode"]
 
 _CACHE = 2 << 30  # bytes of encoded pictures that a Dataset keeps in memory
 
@@ -64,6 +64,7 @@ class DatasetWriter:
         self._actions: list[NDArray[np.float32]] = []
         self._states: list[NDArray[np.float32]] = []
         self._frames = 0
+        self._others = (0, 0)  # counterfactuals of a frame, actions in each
         self._continue()
 
     def __len__(self) -> int:
@@ -92,7 +93,13 @@ class DatasetWriter:
             layout.STATE: layout.number_statistics(state),
             layout.ACTION: layout.number_statistics(actions),
         }
-        task = self._tasks.index(episode.task) if episode.task in self._tasks else len(self._tasks)
+        others = episode.counterfactuals
+        size = (0, 0) if others is None else (others.actions.shape[1], others.actions.shape[2])
+        if self._records and size != self._others:
+            raise DatasetError(f"episode {index} has counterfactuals of shape {list(size)}, those before have {list(self._others)}")
+        if others is not None:
+            record["other_tasks"] = list(others.tasks)
+        tasks = list(dict.fromkeys([*self._tasks, episode.task, *record.get("other_tasks", ())]))
         data = layout.encode_episode(
             {role: [layout.encode_png(image) for image in episode.images[role]] for role in self._cameras},
             state,
@@ -100,11 +107,12 @@ class DatasetWriter:
             fps=self._settings["fps"],
             episode=index,
             first=self._frames,
-            task=task,
+            task=tasks.index(episode.task),
+            others=None if others is None else (_renumbered(others, tasks), others.actions),
             metadata={"dataset": self._settings, "episode": record},
         )
         _write(self.path / layout.data_path(index), data, f"episode {index}")
-        self._remember(record, state, actions)
+        self._remember(record, state, actions, size)
         return index
 
     def close(self) -> None:
@@ -125,7 +133,7 @@ class DatasetWriter:
             "splits": {"train": f"0:{count}"},
             "data_path": layout.DATA,
             "video_path": None,
-            "features": layout.features(self._cameras, self._states[0].shape[1], self._actions[0].shape[1]),
+            "features": layout.features(self._cameras, self._states[0].shape[1], self._actions[0].shape[1], self._others),
             "source": settings["source"],
         }
         tasks = layout.json_lines({"task_index": i, "task": task} for i, task in enumerate(self._tasks))
@@ -168,15 +176,17 @@ class DatasetWriter:
                     f"{self.path} was begun with {key} {found['dataset'].get(key)!r}, not {value!r}: use the same, or another folder"
                 )
         rows = Rows.read(file, index, self._settings["fps"], self._frames)
-        self._remember(found["episode"], rows.state, rows.actions)
+        self._remember(found["episode"], rows.state, rows.actions, (rows.other_actions.shape[1], rows.other_actions.shape[2]))
 
-    def _remember(self, record: dict[str, Any], state: NDArray[np.float32], actions: NDArray[np.float32]) -> None:
+    def _remember(
+        self, record: dict[str, Any], state: NDArray[np.float32], actions: NDArray[np.float32], others: tuple[int, int]
+    ) -> None:
         self._records.append(record)
         self._states.append(np.array(state))
         self._actions.append(np.array(actions))
         self._frames += len(actions)
-        if record["task"] not in self._tasks:
-            self._tasks.append(record["task"])
+        self._others = others
+        self._tasks = list(dict.fromkeys([*self._tasks, record["task"], *record.get("other_tasks", ())]))
 
 
 class Dataset:
@@ -237,20 +247,34 @@ class Dataset:
         """A whole episode. Raises DatasetError, naming the frame, for a picture that does not decode."""
         rows, record = self._rows[index], self._records[index]
         images = {role: np.stack([self._image(index, i, role) for i in range(len(rows.actions))]) for role in self.cameras}
-        return Episode(self.tasks[rows.task], images, rows.state, rows.actions, record.get("seed"), bool(record.get("success", True)))
+        seed, success = record.get("seed"), bool(record.get("success", True))
+        others = Counterfactuals(self.tasks, rows.other_tasks, rows.other_actions) if rows.other_tasks.size else None
+        return Episode(self.tasks[rows.task], images, rows.state, rows.actions, seed, success, others)
 
-    def frame(self, index: int, chunk: int = 1) -> tuple[dict[str, NDArray[np.uint8]], NDArray[np.float32], NDArray[np.float32], str]:
+    def frame(
+        self, index: int, chunk: int = 1, other: int | None = None
+    ) -> tuple[dict[str, NDArray[np.uint8]], NDArray[np.float32], NDArray[np.float32], str]:
         """Images by role, uint8 [H, W, 3]; state, float32 [D]; actions of this and the following frames, float32 [chunk, A]; instruction.
 
-        Beyond the end of the episode the arm is asked to stay: no offset, the gripper as it was last."""
+        Beyond the end of the episode the arm is asked to stay: no offset, the gripper as it was last.
+        other: number of a counterfactual, whose actions and instruction are to be given instead. Raises DatasetError where its chunk is
+        shorter."""
         episode, i = self.locate(index)
         rows = self._rows[episode]
+        task, following = rows.task, rows.actions[i : i + chunk]
+        if other is not None:
+            task, following = int(rows.other_tasks[i, other]), rows.other_actions[i, other, :chunk]
+            if len(following) < chunk:
+                raise DatasetError(f"{self.path} has counterfactuals of {len(following)} actions, but chunks of {chunk} are needed")
         actions = np.zeros((chunk, rows.actions.shape[1]), np.float32)
         actions[:, -1] = rows.actions[-1, -1]
-        following = rows.actions[i : i + chunk]
         actions[: len(following)] = following
         images = {role: self._image(episode, i, role) for role in self.cameras}
-        return images, rows.state[i], actions, self.tasks[rows.task]
+        return images, rows.state[i], actions, self.tasks[task]
+
+    def others(self, index: int) -> NDArray[np.bool_]:
+        """Of an episode: which counterfactuals its frames have, [T, N]."""
+        return self._rows[index].other_tasks >= 0
 
     def _choose(self, features: Mapping[str, Any], wanted: Sequence[str] | None) -> dict[str, tuple[int, int]]:
         present = {name.removeprefix(layout.IMAGES): feature for name, feature in features.items() if name.startswith(layout.IMAGES)}
@@ -271,8 +295,9 @@ class Dataset:
                 f"episode {index}: state and actions have {rows.state.shape[1]} and {rows.actions.shape[1]} dimensions, "
                 f"info.json says {dimensions[0]} and {dimensions[1]}"
             )
-        if not 0 <= rows.task < len(self.tasks):
-            raise DatasetError(f"episode {index} has task {rows.task}; tasks.jsonl has 0 to {len(self.tasks) - 1}")
+        for task in (rows.task, int(rows.other_tasks.max(initial=0))):
+            if not 0 <= task < len(self.tasks):
+                raise DatasetError(f"episode {index} has task {task}; tasks.jsonl has 0 to {len(self.tasks) - 1}")
         return rows
 
     def _image(self, episode: int, frame: int, role: str) -> NDArray[np.uint8]:
@@ -306,6 +331,12 @@ class Dataset:
         while self._bytes > _CACHE and len(self._encoded) > 1:
             self._bytes -= _size(self._encoded.popitem(last=False)[1])
         return encoded
+
+
+def _renumbered(others: Counterfactuals, tasks: Sequence[str]) -> NDArray[np.int64]:
+    """Their index into the dataset's tasks, [T, N]."""
+    of_dataset = np.array([*(tasks.index(task) for task in others.tasks), -1], np.int64)
+    return of_dataset[others.index]
 
 
 def _write(path: Path, data: bytes | memoryview, what: str) -> None:

@@ -17,6 +17,19 @@ class DatasetError(ValueError):
 
 
 @dataclass(frozen=True)
+class Counterfactuals:
+    """What would be done at a frame under other instructions, as the N next chunks of K actions: so that one picture is seen with
+    several instructions, and words count (CAST, arXiv 2508.13446).
+
+    tasks: the other instructions. index: int64 [T, N], into tasks; -1 where there is none. actions: float32 [T, N, K, A].
+    """
+
+    tasks: tuple[str, ...]
+    index: NDArray[np.int64]
+    actions: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
 class Episode:
     """One demonstration of T frames.
 
@@ -24,6 +37,7 @@ class Episode:
     state: float32 [T, D]; of a Panda [T, 8], policy/observation.py state_vector.
     actions: float32 [T, A], what the demonstrator meant to do at each frame: offsets in [-1, 1], last the gripper, 1 = open, 0 = closed.
     seed: of the simulator's initial state, where it was simulated.
+    counterfactuals: of its frames, where they are known.
     """
 
     task: str
@@ -32,6 +46,7 @@ class Episode:
     actions: NDArray[np.float32]
     seed: int | None = None
     success: bool = True
+    counterfactuals: Counterfactuals | None = None
 
     def __len__(self) -> int:
         return len(self.actions)
@@ -53,13 +68,19 @@ def check(episode: Episode, index: int, cameras: Mapping[str, tuple[int, int]], 
         if dimensions is not None and rows.shape[1] != dimensions[i]:
             raise DatasetError(f"{where}: {name} have {rows.shape[1]} dimensions, those before have {dimensions[i]}")
         _refuse_non_finite(rows, name, where)
-    gripper = episode.actions[:, -1]
-    wrong = np.flatnonzero((gripper < 0) | (gripper > 1))
-    if len(wrong):
-        raise DatasetError(
-            f"{where}, frame {wrong[0]}: the gripper action is {gripper[wrong[0]]:g}, expected 0 (closed) to 1 (open); "
-            "a command's -1 (open) and +1 (closed) must be converted"
-        )
+    _refuse_unconverted_gripper(episode.actions, where)
+    others = episode.counterfactuals
+    if others is not None:
+        shape = (*others.index.shape, others.actions.shape[2], episode.actions.shape[1]) if others.actions.ndim == 4 else None
+        if others.actions.shape != shape or len(others.index) != length or others.actions.dtype != np.float32:
+            raise DatasetError(
+                f"{where}: counterfactuals are {list(others.index.shape)} and {others.actions.dtype} {list(others.actions.shape)}, "
+                f"expected [{length}, n] and float32 [{length}, n, chunk, {episode.actions.shape[1]}]"
+            )
+        if others.index.size and not -1 <= others.index.min() <= others.index.max() < len(others.tasks):
+            raise DatasetError(f"{where}: counterfactuals name other tasks than the {len(others.tasks)} that they have")
+        _refuse_non_finite(others.actions.reshape(length, -1), "counterfactuals", where)
+        _refuse_unconverted_gripper(others.actions, where)
     unknown, missing = sorted(set(episode.images) - set(cameras)), sorted(set(cameras) - set(episode.images))
     if unknown or missing:
         wrong_cameras = f"unknown camera role {', '.join(unknown)}" if unknown else f"camera {', '.join(missing)} is missing"
@@ -76,11 +97,14 @@ def check(episode: Episode, index: int, cameras: Mapping[str, tuple[int, int]], 
 
 @dataclass(frozen=True)
 class Rows:
-    """What an episode's file holds besides pictures. state: float32 [T, D]. actions: float32 [T, A]. task: index."""
+    """What an episode's file holds besides pictures. state: float32 [T, D]. actions: float32 [T, A]. task: index.
+    other_tasks: int64 [T, N], of counterfactuals, -1 for none; other_actions: float32 [T, N, K, A]. N is 0 where the file has none."""
 
     state: NDArray[np.float32]
     actions: NDArray[np.float32]
     task: int
+    other_tasks: NDArray[np.int64]
+    other_actions: NDArray[np.float32]
 
     @classmethod
     def read(cls, file: Path, index: int, fps: float, first: int) -> Rows:
@@ -93,6 +117,7 @@ class Rows:
             table = layout.read_columns(str(file), columns)
             state, actions = (_stack(layout.matrix(table, name), name, where) for name in (layout.STATE, layout.ACTION))
             numbers = {name: table.column(name).to_numpy() for name in columns[2:]}
+            others = layout.read_counterfactuals(str(file), len(actions), actions.shape[1])
         except KeyError as error:
             raise DatasetError(f"{where}: {file} has no column {error.args[0]!r}") from error
         except DatasetError:
@@ -114,7 +139,8 @@ class Rows:
                 f"{where}, frame {at}: its timestamp is {numbers['timestamp'][at]:g} s, expected {at / fps:g} s: "
                 f"a gap, or another rate than {fps:g} frames a second"
             )
-        return cls(state, actions, int(numbers["task_index"][0]))
+        _refuse_non_finite(others[1].reshape(len(actions), -1), layout.OTHER_ACTIONS, where)
+        return cls(state, actions, int(numbers["task_index"][0]), *others)
 
 
 def _stack(rows: list[NDArray[np.float32]], name: str, where: str) -> NDArray[np.float32]:
@@ -126,6 +152,18 @@ def _stack(rows: list[NDArray[np.float32]], name: str, where: str) -> NDArray[np
     stacked = np.stack(rows)
     _refuse_non_finite(stacked, name, where)
     return stacked
+
+
+def _refuse_unconverted_gripper(actions: NDArray[np.float32], where: str) -> None:
+    """actions: [T, ..., A]."""
+    gripper = actions[..., -1].reshape(len(actions), -1)
+    wrong = np.argwhere((gripper < 0) | (gripper > 1))
+    if len(wrong):
+        frame, column = wrong[0]
+        raise DatasetError(
+            f"{where}, frame {frame}: the gripper action is {gripper[frame, column]:g}, expected 0 (closed) to 1 (open); "
+            "a command's -1 (open) and +1 (closed) must be converted"
+        )
 
 
 def _refuse_non_finite(rows: NDArray[np.float32], name: str, where: str) -> None:

@@ -42,12 +42,22 @@ class JoinedDataset:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def frame(self, index: int, chunk: int = 1) -> tuple[dict[str, NDArray[np.uint8]], NDArray[np.float32], NDArray[np.float32], str]:
+    def frame(
+        self, index: int, chunk: int = 1, other: int | None = None
+    ) -> tuple[dict[str, NDArray[np.uint8]], NDArray[np.float32], NDArray[np.float32], str]:
         """See Dataset.frame."""
         if not 0 <= index < len(self):
             raise IndexError(f"no frame {index}: the datasets have {len(self)}")
         which = int(np.searchsorted(self._starts, index, side="right")) - 1
-        return self._datasets[which].frame(index - int(self._starts[which]), chunk)
+        return self._datasets[which].frame(index - int(self._starts[which]), chunk, other)
+
+    def others(self, index: int) -> NDArray[np.bool_]:
+        """See Dataset.others."""
+        for dataset in self._datasets:
+            if index < len(dataset.lengths):
+                return dataset.others(index)
+            index -= len(dataset.lengths)
+        raise IndexError(f"no episode {index + len(self.lengths)}: the datasets have {len(self.lengths)}")
 
 
 def open_datasets(paths: Sequence[str | Path], cameras: Sequence[str] | None = None) -> Dataset | JoinedDataset:

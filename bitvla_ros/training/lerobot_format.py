@@ -22,6 +22,7 @@ DATA = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
 INFO, TASKS, EPISODES, EPISODE_STATISTICS = "meta/info.json", "meta/tasks.jsonl", "meta/episodes.jsonl", "meta/episodes_stats.jsonl"
 STATISTICS = "dataset_statistics.json"  # the reference's, not LeRobot's: a checkpoint takes it over
 IMAGES, STATE, ACTION = "observation.images.", "observation.state", "action"
+OTHER_TASKS, OTHER_ACTIONS = "counterfactual.task_index", "counterfactual.action"  # our own columns; LeRobot keeps and ignores them
 INDICES = ("frame_index", "episode_index", "index", "task_index")
 TIMESTAMP_TOLERANCE = 1e-3  # s; float32 seconds are no better after a few hours
 
@@ -34,8 +35,9 @@ def data_path(episode: int) -> str:
     return DATA.format(episode_chunk=episode // EPISODES_A_FOLDER, episode_index=episode)
 
 
-def features(cameras: Mapping[str, tuple[int, int]], state: int, action: int) -> dict[str, Any]:
-    """`features` of info.json. cameras: role -> (height, width). state, action: their dimensions."""
+def features(cameras: Mapping[str, tuple[int, int]], state: int, action: int, others: tuple[int, int] = (0, 0)) -> dict[str, Any]:
+    """`features` of info.json. cameras: role -> (height, width). state, action: their dimensions. others: counterfactuals of a frame,
+    and actions in each."""
     pictures = {
         IMAGES + role: {"dtype": "image", "shape": [height, width, 3], "names": ["height", "width", "channel"]}
         for role, (height, width) in cameras.items()
@@ -45,6 +47,9 @@ def features(cameras: Mapping[str, tuple[int, int]], state: int, action: int) ->
         ACTION: {"dtype": "float32", "shape": [action], "names": _names(_ACTION_NAMES, action)},
         "timestamp": {"dtype": "float32", "shape": [1], "names": None},
     }
+    if others[0]:
+        numbers[OTHER_TASKS] = {"dtype": "int64", "shape": [others[0]], "names": None}
+        numbers[OTHER_ACTIONS] = {"dtype": "float32", "shape": [others[0] * others[1] * action], "names": None}
     return {**pictures, **numbers, **{name: {"dtype": "int64", "shape": [1], "names": None} for name in INDICES}}
 
 
@@ -61,10 +66,11 @@ def encode_episode(
     episode: int,
     first: int,
     task: int,
+    others: tuple[NDArray[np.int64], NDArray[np.float32]] | None = None,
     metadata: Mapping[str, Any],
 ) -> memoryview:
     """The bytes of an episode's parquet file. images: role -> encoded pictures. first: number of its first frame in the dataset.
-    metadata: what `read_metadata` gives back."""
+    others: of counterfactuals, tasks [T, N] and actions [T, N, K, A]. metadata: what `read_metadata` gives back."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -76,9 +82,12 @@ def encode_episode(
         paths = pa.array([name.format(i) for i in range(length)], pa.string())
         columns[IMAGES + role] = pa.StructArray.from_arrays([pa.array(encoded, pa.binary()), paths], ["bytes", "path"])
         kinds[IMAGES + role] = {"_type": "Image"}
-    for name, rows in ((STATE, state), (ACTION, actions)):
-        columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel(), pa.float32()), rows.shape[1])
-        kinds[name] = {"feature": {"dtype": "float32", "_type": "Value"}, "length": rows.shape[1], "_type": "Sequence"}
+    lists: dict[str, NDArray[Any]] = {STATE: state, ACTION: actions}
+    if others is not None:
+        lists |= {OTHER_TASKS: others[0], OTHER_ACTIONS: others[1].reshape(length, -1)}
+    for name, rows in lists.items():
+        columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), rows.shape[1])
+        kinds[name] = {"feature": {"dtype": str(rows.dtype), "_type": "Value"}, "length": rows.shape[1], "_type": "Sequence"}
     numbers = np.arange(length)
     columns["timestamp"] = pa.array((numbers / fps).astype(np.float32))
     kinds["timestamp"] = {"dtype": "float32", "_type": "Value"}
@@ -100,7 +109,7 @@ def encode_episode(
 
 def _leaf(schema: pa.Schema, name: str) -> str:
     """A column's path in the parquet: a list's values are one level down."""
-    return f"{name}.list.element" if name in (STATE, ACTION) else name
+    return f"{name}.list.element" if name in (STATE, ACTION, OTHER_TASKS, OTHER_ACTIONS) else name
 
 
 def read_metadata(path: str) -> dict[str, Any] | None:
@@ -120,6 +129,19 @@ def read_columns(path: str, columns: Sequence[str]) -> pa.Table:
         if missing:
             raise KeyError(missing[0])
         return file.read(columns=list(columns), use_threads=False)
+
+
+def read_counterfactuals(path: str, frames: int, action: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Tasks, int64 [T, N], and actions, float32 [T, N, K, A]; N is 0 in a file without. Raises OSError or ValueError for a damaged one."""
+    try:
+        table = read_columns(path, [OTHER_TASKS, OTHER_ACTIONS])
+    except KeyError:
+        return np.zeros((frames, 0), np.int64), np.zeros((frames, 0, 0, action), np.float32)
+    tasks, actions = (
+        table.column(name).combine_chunks().flatten().to_numpy(zero_copy_only=False) for name in (OTHER_TASKS, OTHER_ACTIONS)
+    )
+    tasks = tasks.reshape(frames, -1)
+    return tasks.astype(np.int64), actions.reshape(*tasks.shape, -1, action).astype(np.float32)
 
 
 def matrix(table: pa.Table, name: str) -> list[NDArray[np.float32]]:

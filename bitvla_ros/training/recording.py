@@ -3,6 +3,9 @@
 The expert is asked at every step. What is executed is its action with noise added, what is written is the action that it meant, so
 that the demonstrations also show how to come back from where the noise has led. Only successes are kept.
 
+Where every instruction of a suite has a meaning in every scene, frames with an open hand also keep what the expert would do under other
+instructions. Without them a hand on its way tells what is asked, and words need not be read.
+
 With a policy given, the policy acts first, and the expert takes over at a random step; from there on it is written. So the expert
 shows what to do where the policy gets to (DAgger: Ross, Gordon, Bagnell 2011; with a takeover as in HG-DAgger, arXiv 1810.02890).
 """
@@ -18,7 +21,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,13 +29,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..arguments import COUNT, within
+from ..arguments import COUNT, NATURAL, within
+from ..policy.chunk import ACTION_DIM
 from ..policy.normalization import GRIPPER
 from ..policy.observation import Observation, Privileged, state_vector
 from ..policy.policy import Policy
 from ..policy.preprocessing import resize_lanczos3
-from ..simulation import FIRST_TRAINING_SEED, LIBERO_SUITES, SUITES, Environment, make
-from .dataset import DatasetError, DatasetWriter, Episode
+from ..simulation import FIRST_TRAINING_SEED, LIBERO_SUITES, ONE_SCENE_SUITES, SUITES, Environment, make
+from .dataset import Counterfactuals, DatasetError, DatasetWriter, Episode
 
 EXAMPLES = """\
   bitvla record --suite tabletop_object --episodes 200 --output demonstrations
@@ -43,6 +47,7 @@ EXAMPLES = """\
 
 CAMERAS = ("scene", "wrist")
 ATTEMPTS = 10  # at an episode, each from another initial state
+HORIZON = 8  # actions of a counterfactual: BitVLA's chunk
 TAKEOVER = 120  # steps in which the expert takes over from a policy; most tasks take it about as long
 _ATTEMPT = 100_003  # between the seeds of two attempts; odd, and no multiple of 5: LIBERO's states come round in another order
 _LIBERO_STATES = 50  # initial states that LIBERO has for a task: recording cannot but take those that evaluation takes
@@ -56,19 +61,27 @@ class RecordingError(RuntimeError):
 class Recipe:
     """What is recorded. noise: standard deviation that is added to each translation offset as executed, in units of full scale.
     first: number of the first seed, counted from FIRST_TRAINING_SEED. render_size, image_size: pixels a side, as rendered and as kept:
-    a picture that is rendered small looks different from one that a policy shrinks. policy: directory of a model that acts before the
-    expert takes over; model_hash: of that model."""
+    a picture that is rendered small looks different from one that a policy shrinks. counterfactuals: other instructions asked at a frame.
+    policy: directory of a model that acts before the expert takes over; model_hash: of that model."""
 
     suites: tuple[str, ...]
     image_size: int = 112
     noise: float = 0.2
     first: int = 0
     render_size: int = 256
+    counterfactuals: int = 3
     policy: str | None = None
     model_hash: str | None = None
 
     def source(self) -> dict[str, Any]:
-        source = {"policy": "expert", "suites": list(self.suites), "noise": self.noise, "seed": self.first, "render_size": self.render_size}
+        source = {
+            "policy": "expert",
+            "suites": list(self.suites),
+            "noise": self.noise,
+            "seed": self.first,
+            "render_size": self.render_size,
+            "counterfactuals": self.counterfactuals,
+        }
         return source if self.policy is None else {**source, "taken_over_from": self.model_hash}
 
 
@@ -100,6 +113,32 @@ def to_dataset(action: NDArray[np.float32]) -> NDArray[np.float32]:
     return converted
 
 
+class OtherInstructions:
+    """Asks an expert at a frame what it would do under `count` instructions that are drawn out of `known`."""
+
+    def __init__(self, expert: Policy, known: Sequence[str], count: int, rng: np.random.Generator) -> None:
+        """expert: of the horizon that counterfactuals are to have."""
+        self._expert, self._known, self._count, self._rng = expert, tuple(known), count, rng
+        self._index: list[NDArray[np.int64]] = []
+        self._actions: list[NDArray[np.float32]] = []
+
+    def ask(self, observation: Observation, hand_open: bool) -> None:
+        """Of a hand that holds something the expert would not know why, so that it is asked nothing."""
+        index = np.full(self._count, -1, np.int64)
+        actions = np.zeros((self._count, self._expert.spec.horizon, ACTION_DIM), np.float32)
+        others = [i for i, words in enumerate(self._known) if words != observation.instruction]
+        if hand_open and others:
+            drawn = self._rng.permutation(others)[: self._count]
+            for place, i in enumerate(drawn):
+                self._expert.reset()
+                index[place], actions[place] = i, self._expert.infer(replace(observation, instruction=self._known[i])).actions
+        self._index.append(index)
+        self._actions.append(to_dataset(actions))
+
+    def answers(self) -> Counterfactuals:
+        return Counterfactuals(self._known, np.stack(self._index), np.stack(self._actions))
+
+
 def play(
     environment: Environment,
     expert: Policy,
@@ -109,12 +148,13 @@ def play(
     image_size: int | None = None,
     policy: Policy | None = None,
     takeover: int = 0,
+    others: OtherInstructions | None = None,
 ) -> Episode | None:
     """One episode, or None where the expert does not reach the goal within the step limit, counted from where it takes over.
 
     expert: of horizon 1. noise: float32 [step_limit, 3], added to the translation that it executes. image_size: of the pictures that
     are kept, shrunk as a policy shrinks what it sees (None: as they are rendered). policy: acts before step `takeover`, whole chunks
-    open loop; None where it succeeds by then."""
+    open loop; None where it succeeds by then. others: asked at every frame that is kept."""
     expert.reset()
     words, step = environment.tasks[task], expert.spec.step_duration
     images: dict[str, list[NDArray[np.uint8]]] = {role: [] for role in environment.cameras}
@@ -136,6 +176,8 @@ def play(
                 pictures.append(picture if image_size is None else resize_lanczos3(picture, image_size))
             states.append(state)
             actions.append(meant)
+            if others is not None:
+                others.ask(observation, hand_open=bool(meant[GRIPPER] < 0))
             executed = meant.copy()
             executed[:3] = np.clip(meant[:3] + noise[i - takeover], -1.0, 1.0)
         snapshot = environment.step(executed)
@@ -143,21 +185,27 @@ def play(
             if not actions:
                 return None
             pictures_of = {role: np.stack(pictures) for role, pictures in images.items()}
-            return Episode(words, pictures_of, np.array(states, np.float32), to_dataset(np.array(actions)), seed)
+            answers = None if others is None else others.answers()
+            return Episode(words, pictures_of, np.array(states, np.float32), to_dataset(np.array(actions)), seed, True, answers)
     return None
 
 
 def record_slot(recipe: Recipe, slot: Slot) -> tuple[Episode, int]:
     """The episode of a slot, and the attempts that failed before it. It depends on the arguments alone. Raises RecordingError."""
     environment, expert = _stage(slot.suite, recipe.render_size)
+    known = [environment.tasks[task] for task in _known_tasks(slot.suite, environment.tasks)] if slot.suite in ONE_SCENE_SUITES else []
     for attempt in range(ATTEMPTS):
         seed = slot.seed(recipe, attempt)
-        rng = np.random.default_rng([SUITES.index(slot.suite), slot.task, recipe.first + slot.number, attempt])
+        key = [SUITES.index(slot.suite), slot.task, recipe.first + slot.number, attempt]
+        rng = np.random.default_rng(key)
         noise = rng.normal(0.0, recipe.noise, (environment.step_limit, 3)).astype(np.float32)
         policy, takeover = None, 0
         if recipe.policy is not None:
             policy, takeover = _policy(recipe.policy), int(rng.integers(1, TAKEOVER))
-        episode = play(environment, expert, slot.task, seed, noise, recipe.image_size, policy, takeover)
+        others = None
+        if recipe.counterfactuals:
+            others = OtherInstructions(_adviser(slot.suite), known, recipe.counterfactuals, np.random.default_rng([*key, 1]))
+        episode = play(environment, expert, slot.task, seed, noise, recipe.image_size, policy, takeover, others)
         if episode is not None:
             return episode, attempt
     raise RecordingError(
@@ -220,6 +268,13 @@ def _stage(suite: str, render_size: int) -> tuple[Environment, Policy]:
 
 
 @cache
+def _adviser(suite: str) -> Policy:
+    from ..simulation.expert import make_expert
+
+    return make_expert(suite, horizon=HORIZON)
+
+
+@cache
 def _policy(model: str) -> Policy:
     import torch
 
@@ -255,6 +310,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0,
         help=f"first initial state, counted from {FIRST_TRAINING_SEED} (default: %(default)s)",
     )
+    parser.add_argument(
+        "--counterfactuals",
+        type=NATURAL,
+        default=3,
+        help="other instructions under which frames with an open hand are labelled too, where a suite has one scene (default: %(default)s)",
+    )
     parser.add_argument("--policy", metavar="MODEL", help="model's folder: it acts until, at a random step, the expert takes over (DAgger)")
     parser.add_argument("--workers", type=COUNT, default=1, help="processes (default: %(default)s); the result is the same")
 
@@ -267,7 +328,16 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     suites = tuple(dict.fromkeys(arguments.suite))
     policy = None if arguments.policy is None else str(Path(arguments.policy).expanduser().resolve())
     model_hash = None if policy is None else _policy(policy).spec.model_hash
-    recipe = Recipe(suites, arguments.image_size, arguments.noise, arguments.seed, arguments.render_size, policy, model_hash)
+    recipe = Recipe(
+        suites,
+        arguments.image_size,
+        arguments.noise,
+        arguments.seed,
+        arguments.render_size,
+        arguments.counterfactuals,
+        policy,
+        model_hash,
+    )
     output = Path(arguments.output).expanduser()
     writer = DatasetWriter(
         output,

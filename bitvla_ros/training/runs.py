@@ -80,6 +80,7 @@ def train_on(
             "cameras": list(dataset.cameras),
             "dataset": dataset.name,
             "frames": len(dataset),
+            "samples": len(samples),
             **settings,
         },
         processes=group,

@@ -35,7 +35,11 @@ class Demonstrations(Protocol):
     @property
     def lengths(self) -> Sequence[int]: ...
 
-    def frame(self, index: int, chunk: int = 1) -> tuple[dict[str, NDArray[np.uint8]], NDArray[np.float32], NDArray[np.float32], str]: ...
+    def frame(
+        self, index: int, chunk: int = 1, other: int | None = None
+    ) -> tuple[dict[str, NDArray[np.uint8]], NDArray[np.float32], NDArray[np.float32], str]: ...
+
+    def others(self, index: int) -> NDArray[np.bool_]: ...
 
 
 class Sample(NamedTuple):
@@ -48,11 +52,12 @@ class Sample(NamedTuple):
 
 
 class Samples(data.Dataset[Sample]):
-    """Sample number 0, 1, 2 ... without end: every frame of `episodes` once an epoch, each time in another order.
+    """Sample number 0, 1, 2 ... without end: every frame of `episodes`, and every counterfactual that it has, once an epoch, each time
+    in another order.
 
     recipe: the policy's; augment: with a random crop and light in the place of the centre crop. prompt: the policy's. statistics: of
     the dataset; proprioception is left out where they have none. chunk: actions a sample; beyond the end of an episode the arm is
-    asked to stay, with no offset and the gripper as it was last. seed: None for frames in their own order.
+    asked to stay, with no offset and the gripper as it was last. seed: None for frames in their own order, without counterfactuals.
     """
 
     def __init__(
@@ -74,21 +79,29 @@ class Samples(data.Dataset[Sample]):
         self.episodes = tuple(episodes)
         starts = np.concatenate([[0], np.cumsum(dataset.lengths)])
         self._frames = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in self.episodes])
+        self._others = np.full(len(self._frames), -1)  # of each sample: which counterfactual; -1: what was done
+        if seed is not None:
+            found = [(starts[i] + frames, numbers) for i in self.episodes for frames, numbers in [np.nonzero(dataset.others(i))]]
+            self._frames = np.concatenate([self._frames, *(frames for frames, _ in found)])
+            self._others = np.concatenate([self._others, *(numbers for _, numbers in found)])
         self._starts = starts
         self._input_ids = {task: prompt(task) for task in dataset.tasks}
         lengths = {len(ids) for ids in self._input_ids.values()}
         self._longest, self._padded = max(lengths), len(lengths) > 1
 
     def __len__(self) -> int:
-        """Frames, hence samples of an epoch."""
+        """Samples of an epoch."""
         return len(self._frames)
 
     def frame(self, number: int) -> int:
         """The frame of the dataset that a sample is."""
+        return int(self._frames[self._place(number)])
+
+    def _place(self, number: int) -> int:
         if self.seed is None:
-            return int(self._frames[number])
+            return number
         epoch, place = divmod(number, len(self._frames))
-        return int(self._frames[_order(len(self._frames), self.seed, epoch)[place]])
+        return int(_order(len(self._frames), self.seed, epoch)[place])
 
     def where(self, number: int) -> tuple[int, int]:
         """Episode of a sample, and the frame in it."""
@@ -97,7 +110,9 @@ class Samples(data.Dataset[Sample]):
         return episode, frame - int(self._starts[episode])
 
     def __getitem__(self, number: int) -> Sample:
-        images, state, actions, task = self.dataset.frame(self.frame(number), self.chunk)
+        place = self._place(number)
+        other = int(self._others[place])
+        images, state, actions, task = self.dataset.frame(int(self._frames[place]), self.chunk, None if other < 0 else other)
         random = np.random.default_rng((self.seed or 0, number)) if self.augment else None
         bounds = self.statistics.proprio
         return Sample(
