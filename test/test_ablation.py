@@ -159,6 +159,18 @@ def test_one_command_makes_the_table_and_goes_on_where_it_was_stopped(recipe, pl
         ablate(recipe, tmp_path / "out", "--episodes", "6")
 
 
+def test_a_seed_that_another_process_is_at_comes_last(tmp_path):
+    folders = [tmp_path / f"seed-{seed}" for seed in range(3)]
+    with verb._claim(folders[0]):
+        seeds = verb._unclaimed_first(folders)
+        assert [next(seeds), next(seeds)] == [1, 2]
+        with pytest.raises(BlockingIOError), verb._claim(folders[2], wait=False):
+            pass
+        with verb._claim(folders[1], wait=False):
+            pass
+    assert list(seeds) == [0]
+
+
 def test_a_folder_with_something_else_and_a_dataset_without_a_suite_are_refused(recipe, player, tmp_path, capsys):
     (tmp_path / "mine").write_text("precious")
     with pytest.raises(verb.AblationError, match="something else"):

@@ -1,16 +1,19 @@
 """The verb `ablate`: one policy at several precisions, with the same data, seeds and steps, as one table.
 
 Each arm of each training seed has a folder: its checkpoint, and run.json once it has been trained, measured and played. So an
-interrupted ablation goes on where it was, inside an arm too, and only what is missing is done.
+interrupted ablation goes on where it was, inside an arm too, and only what is missing is done. The same command in several processes
+at once shares the work, a training seed each.
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +25,10 @@ if TYPE_CHECKING:
 EXAMPLES = """\
   bitvla ablate --dataset demos --steps 20000 --output ablation                        the nano policy, two seeds, on two CPU cores
   bitvla ablate --dataset demos --suite tabletop_object --steps 20000 --output ablation   one suite of several that were recorded
-  bitvla ablate --dataset demos --steps 20000 --seeds 3 --output ablation              one more seed: the first two are kept"""
+  bitvla ablate --dataset demos --steps 20000 --seeds 3 --output ablation              one more seed: the first two are kept
+The same command again goes on where it was stopped; in two shells at once, each does one of the seeds (--threads 1 on two cores)."""
 
-SETTINGS, RUN, TABLE = "settings.json", "run.json", "ablation"
+SETTINGS, RUN, TABLE, LOCK = "settings.json", "run.json", "ablation", ".lock"
 
 
 class AblationError(ValueError):
@@ -46,12 +50,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--episodes", type=COUNT, default=100, help="episodes a suite and training seed (default: %(default)s)")
     parser.add_argument("--seed", type=NATURAL, default=0, help="of the episodes, as in bitvla eval (default: %(default)s)")
     parser.add_argument("--workers", type=COUNT, default=1, help="processes that play episodes (default: %(default)s)")
+    parser.add_argument("--threads", type=COUNT, help="of torch on the CPU (default: one a core)")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from ..training.finetuning import prepare_threads
 
-    prepare_threads(None)
+    prepare_threads(arguments.threads)
 
     from ..training.ablation import ARMS, Recipe, student_steps
 
@@ -71,15 +76,16 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     output = Path(arguments.output)
     _keep_settings(output, recipe.settings | {"suites": list(suites), "episodes": arguments.episodes, "seed": arguments.seed})
 
-    runs: dict[str, list[dict[str, Any]]] = {arm.name: [] for arm in ARMS}
-    for seed in range(arguments.seeds):
+    folders = [output / f"seed-{seed}" for seed in range(arguments.seeds)]
+    for seed in _unclaimed_first(folders):
         for arm in ARMS:
-            folder = output / f"seed-{seed}" / arm.name
-            if not (folder / RUN).exists():
+            file = folders[seed] / arm.name / RUN
+            if not file.exists():
                 print(f"seed {seed}: {arm.title}", file=sys.stderr)
-                _write(folder / RUN, json.dumps(_run(arm, recipe, seed, folder.parent, suites, arguments), indent=1))
-            runs[arm.name].append(json.loads((folder / RUN).read_text()))
-    return _report(output, recipe, runs, suites, arguments, student_steps(recipe.steps), {arm.name: arm.title for arm in ARMS})
+                _write(file, json.dumps(_run(arm, recipe, seed, folders[seed], suites, arguments), indent=1))
+    runs = {arm.name: [json.loads((folder / arm.name / RUN).read_text()) for folder in folders] for arm in ARMS}
+    with _claim(output):
+        return _report(output, recipe, runs, suites, arguments, student_steps(recipe.steps), {arm.name: arm.title for arm in ARMS})
 
 
 def show(result: dict[str, Any]) -> None:
@@ -96,6 +102,29 @@ def show(result: dict[str, Any]) -> None:
     for note in notes(result):
         console.print(note)
     print(f"{result['table']}, and {', '.join(result['files'])} beside it")
+
+
+def _unclaimed_first(folders: list[Path]) -> Iterator[int]:
+    """The folders' numbers, each while it is claimed; last come those that another process was at, once it has left them."""
+    busy = []
+    for number, folder in enumerate(folders):
+        try:
+            with _claim(folder, wait=False):
+                yield number
+        except BlockingIOError:
+            busy.append(number)
+    for number in busy:
+        with _claim(folders[number]):
+            yield number
+
+
+@contextmanager
+def _claim(folder: Path, wait: bool = True) -> Iterator[None]:
+    """No other process has the folder meanwhile. Raises BlockingIOError where one has it and wait is False."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
 
 
 def _run(arm: Arm, recipe: Recipe, seed: int, folder: Path, suites: tuple[str, ...], arguments: argparse.Namespace) -> dict[str, Any]:
@@ -164,10 +193,11 @@ def _report(
 def _keep_settings(output: Path, settings: Mapping[str, Any]) -> None:
     """What all runs of the folder have in common: written once, equal ever after."""
     file = output / SETTINGS
-    if not file.exists():
-        if output.exists() and any(output.iterdir()):
-            raise AblationError(f"{output} holds something else than an ablation: give a new folder")
-        _write(file, json.dumps(settings, indent=1))
+    if output.is_dir() and not file.exists() and any(not found.name.startswith(".") for found in output.iterdir()):
+        raise AblationError(f"{output} holds something else than an ablation: give a new folder")
+    with _claim(output):
+        if not file.exists():
+            _write(file, json.dumps(settings, indent=1))
     began = json.loads(file.read_text())
     for name, value in settings.items():
         if began.get(name) != value:
