@@ -1,9 +1,14 @@
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in the policy node: spinning threads starve the rest of a full machine
+
+settings.register_profile("suite", deadline=None)  # how long an example takes says nothing on a full machine
+settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session")
@@ -13,3 +18,11 @@ def shared() -> Path:
     if not path.is_dir():
         pytest.skip("no golden vectors: the folder `shared` is not beside this checkout (set BITVLA_SHARED)")
     return path
+
+
+@pytest.fixture(scope="module")
+def no_curves() -> Iterator[None]:
+    """A picture of a training run costs more than a run of a few steps."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bitvla_ros.training.trainer.draw_curves", lambda log, picture: None)
+        yield

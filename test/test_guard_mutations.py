@@ -1,7 +1,7 @@
 """Each check of the guard, removed in turn, must be noticed by its tests: the proof that they hold the guard at all.
 
 A check is a `raise`, a `trip` or a branch that answers with a stop, in guard.py or setpoint_checks.py. Each is taken out of a copy of
-the module, and the tests of test_guard.py run against the copy.
+the module, and the tests of test_guard.py and test_guard_setpoints.py run against the copy.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
+import guards
 import pytest
 import test_guard
+import test_guard_setpoints
 
 from bitvla_ros.control import guard, setpoint_checks
 
@@ -52,8 +54,8 @@ def without(module: ModuleType, line: int) -> ModuleType:
 
 
 def quick_tests() -> Iterator[tuple[str, Callable[[], object]]]:
-    """Every test of test_guard.py with every set of its parameters, but those that draw theirs at random."""
-    for name, function in vars(test_guard).items():
+    """Every test of the guard with every set of its parameters, but those that draw theirs at random."""
+    for name, function in (vars(test_guard) | vars(test_guard_setpoints)).items():
         if not name.startswith("test_") or hasattr(function, "hypothesis"):
             continue
         marks = [mark.args for mark in getattr(function, "pytestmark", []) if mark.name == "parametrize"]
@@ -83,7 +85,8 @@ def test_the_guard_as_it_is_passes() -> None:
 def test_a_check_that_is_removed_is_noticed(monkeypatch: pytest.MonkeyPatch, name: str, line: int) -> None:
     broken = without(MODULES[name], line)
     if name == "guard":
-        monkeypatch.setattr(test_guard, "Guard", broken.Guard)
+        for module in (guards, test_guard):
+            monkeypatch.setattr(module, "Guard", broken.Guard)
     else:
         monkeypatch.setattr(guard, "SetpointChecks", broken.SetpointChecks)
     source = Path(MODULES[name].__file__).read_text().splitlines()[line - 1].strip()
