@@ -22,6 +22,8 @@ from bitvla_ros.training.objective import Batch, oft_loss, predict
 from bitvla_ros.training.precision import in_precision
 from bitvla_ros.training.state import StateError
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 
 @pytest.fixture
 def teacher(tmp_path: Path) -> BitVLA:

@@ -19,18 +19,21 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from run_trainer import CONFIG
 from safetensors.torch import load_file
 from training import Demonstrations, in_two_processes, samples, tiny_model
 
 from bitvla_ros.training.dataset import DatasetError
-from bitvla_ros.training.log import read, smooth
+from bitvla_ros.training.log import draw_curves, read, smooth
 from bitvla_ros.training.objective import oft_loss
 from bitvla_ros.training.schedule import warmup_cosine
 from bitvla_ros.training.state import StateError, states
-from bitvla_ros.training.trainer import Trainer, TrainingConfig, TrainingError, recompute_layers, validate
+from bitvla_ros.training.trainer import Trainer, TrainingError, recompute_layers, validate
+
+pytestmark = pytest.mark.usefixtures("no_curves")
 
 TEST = Path(__file__).parent
-CONFIG = TrainingConfig(steps=6, batch_size=4, learning_rate=1e-3, warmup=2, workers=0, save_every=2, validate_every=3)
+PROGRAM = TEST / "run_trainer.py"
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +55,8 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
 # --- learning -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_tiny_dataset_is_learned(tmp_path):
+def test_a_tiny_dataset_is_learned(tmp_path, monkeypatch):
+    monkeypatch.setattr("bitvla_ros.training.trainer.draw_curves", draw_curves)
     dataset = Demonstrations([8, 8])
     config = replace(CONFIG, steps=100, batch_size=8, learning_rate=5e-3, warmup=10, save_every=100, validate_every=100)
     every = samples(dataset, seed=None, augment=False)
@@ -151,7 +155,7 @@ def test_workers_change_nothing(tmp_path, workers):
 
 def test_two_processes_have_the_gradient_of_the_joined_batch(tmp_path):
     pytest.importorskip("accelerate")
-    in_two_processes(["-c", RUN % "None", str(tmp_path / "two"), json.dumps({"batch_size": 2, "steps": 1})])
+    in_two_processes([str(PROGRAM), str(tmp_path / "two"), json.dumps({"batch_size": 2, "steps": 1}), "smooth"])
     Trainer(tiny_model(activation_bits=None), samples(), replace(CONFIG, steps=1, batch_size=4), tmp_path / "one").run()
     assert_same_gradient(tmp_path / "two", tmp_path / "one")
     assert float(read(tmp_path / "two" / "log.csv")[0]["loss"]) == pytest.approx(
@@ -168,23 +172,9 @@ def test_bfloat16_products_leave_float32_weights(tmp_path):
 
 # --- going on -------------------------------------------------------------------------------------------------------------
 
-RUN = """
-import json, sys, torch
-from dataclasses import replace
-from pathlib import Path
-from test_trainer import CONFIG
-from training import samples, tiny_model
-from bitvla_ros.training.processes import processes
-from bitvla_ros.training.trainer import Trainer
-torch.set_num_threads(1)
-group = processes()
-Trainer(tiny_model(activation_bits=%s), samples(), replace(CONFIG, **json.loads(sys.argv[2])), Path(sys.argv[1]), processes=group).run()
-group.finish()
-"""
-
 
 def start(folder: Path, changes: dict[str, object]) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", RUN % "8", str(folder), json.dumps(changes)]
+    command = [sys.executable, str(PROGRAM), str(folder), json.dumps(changes)]
     path = os.pathsep.join([str(TEST), str(TEST.parent)])
     return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, stderr=subprocess.PIPE, text=True, cwd=TEST)
 
@@ -194,10 +184,22 @@ def wait_for_state(folder: Path, process: subprocess.Popen[str]) -> None:
     while not states(folder) and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.005)
     assert process.poll() is None, "it ended before it could be stopped"
+    assert states(folder), "it saved nothing within 90 s"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """A run of 40 steps that nothing stopped."""
+    folder: Path = tmp_path_factory.mktemp("whole")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    Trainer(tiny_model(), samples(), replace(CONFIG, steps=40), folder).run()
+    torch.set_num_threads(threads)
+    return folder
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
-def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, number):
+def test_a_stopped_run_goes_on_bit_for_bit(whole, tmp_path, number):
     changes = {"steps": 40, "workers": 1}
     stopped = start(tmp_path / "stopped", changes)
     wait_for_state(tmp_path / "stopped", stopped)
@@ -209,12 +211,10 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, number):
     if number != signal.SIGKILL:
         assert f"KeyboardInterrupt: stopped after step {at}" in errors
 
-    config = replace(CONFIG, steps=40)
-    result = Trainer(tiny_model(), samples(), config, tmp_path / "stopped").run()
+    result = Trainer(tiny_model(), samples(), replace(CONFIG, steps=40), tmp_path / "stopped").run()
     assert result["resumed_from"] == at
-    Trainer(tiny_model(), samples(), config, tmp_path / "whole").run()
-    assert same(weights(tmp_path / "stopped"), weights(tmp_path / "whole"))
-    assert (tmp_path / "stopped" / "log.csv").read_text() == (tmp_path / "whole" / "log.csv").read_text()
+    assert same(weights(tmp_path / "stopped"), weights(whole))
+    assert (tmp_path / "stopped" / "log.csv").read_text() == (whole / "log.csv").read_text()
 
 
 def test_a_finished_run_has_nothing_left_to_do(tmp_path):
@@ -275,7 +275,7 @@ def test_a_gradient_that_is_not_finite_stops_too(tmp_path):
 
 def test_a_picture_that_does_not_decode_is_named_by_workers_too(tmp_path):
     class Damaged(Demonstrations):
-        def frame(self, index, chunk=1):
+        def frame(self, index, chunk=1, other=None):
             raise DatasetError(f"frame {index} does not decode")
 
     with pytest.raises(DatasetError, match=r"^frame \d+ does not decode$"):

@@ -100,7 +100,9 @@ def shapes(name: str) -> set[tuple[int, int]]:
 
 @pytest.mark.parametrize("shape", sorted(shapes("3b") | shapes("nano")), ids=str)
 def test_every_shape_of_the_presets_equals_the_reference(shape):
+    """In each column, and in the rows of a whole tile and of the last one: those between are more of the same."""
     rows, columns = shape
+    rows = min(rows, 256 + 1 + (rows - 1) % 256)
     x, weight = random_activation(3, columns), random_weights([rows], columns)
     y = TRITON.linear(x, TRITON.prepare(weight, CPU), [None], torch.float32, tiles=Tiles(256, 16, 4, 1))
     assert equal(y, REFERENCE.linear(x, weight, [None], torch.float32))
