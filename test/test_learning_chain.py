@@ -30,7 +30,7 @@ def bitvla(verb: str, *options: str | Path) -> dict[str, Any]:
 
 
 def test_demonstrations_become_a_ternary_policy_that_is_evaluated(tmp_path):
-    demos, suite = tmp_path / "demos", "tabletop_object"
+    demos, suite = tmp_path / "demos", "tabletop_spatial"  # the suite with the shortest episodes
     bitvla("record", "--suite", suite, "--episodes", 2, "--image-size", 112, "--render-size", 112, "--output", demos)
     dataset = Dataset(demos)
     assert len(dataset.lengths) == 2 and dataset.fps == 20.0
