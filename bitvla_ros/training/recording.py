@@ -3,8 +3,8 @@
 The expert is asked at every step. What is executed is its action with noise added, what is written is the action that it meant, so
 that the demonstrations also show how to come back from where the noise has led. Only successes are kept.
 
-Where every instruction of a suite has a meaning in every scene, frames with an open hand also keep what the expert would do under other
-instructions. Without them a hand on its way tells what is asked, and words need not be read.
+Where every instruction of a suite has a meaning in every scene, frames on the way to an object also keep what the expert would do under
+other instructions. Without them a hand on its way tells what is asked, and words need not be read.
 
 With a policy given, the policy acts first, and the expert takes over at a random step; from there on it is written. So the expert
 shows what to do where the policy gets to (DAgger: Ross, Gordon, Bagnell 2011; with a takeover as in HG-DAgger, arXiv 1810.02890).
@@ -48,6 +48,7 @@ EXAMPLES = """\
 CAMERAS = ("scene", "wrist")
 ATTEMPTS = 10  # at an episode, each from another initial state
 HORIZON = 8  # actions of a counterfactual: BitVLA's chunk
+REACH = 0.10  # m from the hand to the nearest object: nearer, other instructions would outvote the grasp, of which L1 learns the median
 TAKEOVER = 120  # steps in which the expert takes over from a policy; most tasks take it about as long
 _ATTEMPT = 100_003  # between the seeds of two attempts; odd, and no multiple of 5: LIBERO's states come round in another order
 _LIBERO_STATES = 50  # initial states that LIBERO has for a task: recording cannot but take those that evaluation takes
@@ -122,12 +123,15 @@ class OtherInstructions:
         self._index: list[NDArray[np.int64]] = []
         self._actions: list[NDArray[np.float32]] = []
 
-    def ask(self, observation: Observation, hand_open: bool) -> None:
-        """Of a hand that holds something the expert would not know why, so that it is asked nothing."""
+    def ask(self, observation: Observation) -> None:
+        """Nothing is asked within REACH of an object."""
+        assert observation.privileged is not None
+        objects = np.array([pose[:3] for pose in observation.privileged.object_poses.values()])
+        on_the_way = np.linalg.norm(objects - observation.state[:3], axis=1).min() > REACH
         index = np.full(self._count, -1, np.int64)
         actions = np.zeros((self._count, self._expert.spec.horizon, ACTION_DIM), np.float32)
         others = [i for i, words in enumerate(self._known) if words != observation.instruction]
-        if hand_open and others:
+        if on_the_way and others:
             drawn = self._rng.permutation(others)[: self._count]
             for place, i in enumerate(drawn):
                 self._expert.reset()
@@ -177,7 +181,7 @@ def play(
             states.append(state)
             actions.append(meant)
             if others is not None:
-                others.ask(observation, hand_open=bool(meant[GRIPPER] < 0))
+                others.ask(observation)
             executed = meant.copy()
             executed[:3] = np.clip(meant[:3] + noise[i - takeover], -1.0, 1.0)
         snapshot = environment.step(executed)
@@ -314,7 +318,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--counterfactuals",
         type=NATURAL,
         default=3,
-        help="other instructions under which frames with an open hand are labelled too, where a suite has one scene (default: %(default)s)",
+        help="other instructions that label frames on the way to an object too, where a suite has one scene (default: %(default)s)",
     )
     parser.add_argument("--policy", metavar="MODEL", help="model's folder: it acts until, at a random step, the expert takes over (DAgger)")
     parser.add_argument("--workers", type=COUNT, default=1, help="processes (default: %(default)s); the result is the same")
