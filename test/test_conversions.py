@@ -6,7 +6,9 @@ import pytest
 
 pytest.importorskip("rclpy", reason="no rclpy: install with '.[ros]' or source a ROS installation")
 
+import time
 from array import array
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -25,6 +27,7 @@ from bitvla_ros.nodes.conversions import (
     image_from_msg,
     image_to_msg,
     joint_state_to_msg,
+    moment,
     ns_to_duration,
     ns_to_stamp,
     pose_from_msg,
@@ -55,6 +58,20 @@ def test_time_survives_to_the_nanosecond(ns: int) -> None:
 
 def test_negative_duration_survives() -> None:
     assert duration_to_ns(ns_to_duration(-1_500_000_000)) == -1_500_000_000
+
+
+def test_a_moment_is_read_again_where_the_process_had_to_wait_in_between() -> None:
+    """A clock that is the steady one too, so that both readings should be the same; after two of them the process has to wait."""
+    waits = [0.05, 0.05]
+
+    def now() -> SimpleNamespace:
+        read = SimpleNamespace(nanoseconds=time.monotonic_ns())
+        if waits:
+            time.sleep(waits.pop())
+        return read
+
+    ros, steady = moment(SimpleNamespace(now=now))
+    assert not waits and 0 <= steady - ros < 40_000_000
 
 
 def test_image_round_trip_is_exact_and_reads_without_a_copy(image) -> None:

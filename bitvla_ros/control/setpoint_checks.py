@@ -133,7 +133,7 @@ class SetpointChecks:
             raise Violation(FaultReason.FOLLOWING, message + ": is it blocked?")
         if angle > 1:
             message = f"the hand is {angle * limits.following_angle:.3f} rad from its setpoint; the limit is {limits.following_angle:g} rad"
-            raise Violation(FaultReason.FOLLOWING, message)
+            raise Violation(FaultReason.FOLLOWING, message + ": does it push against something, or is the arm at the end of its reach?")
         if max(far, angle) <= 0.5:
             self._behind = None
         elif self._behind is None:

@@ -44,9 +44,9 @@ class Commands:
             self.answered = arm.stamp
             self._publish(command, arm.stamp, arm.state.tick)
 
-    def step(self, now: int, success: bool) -> None:
+    def step(self, now: int, steady: int, success: bool) -> None:
         """Realtime: one control step."""
-        command = self._session.tick(now, self._arm.pose, success, time.monotonic_ns())
+        command = self._session.tick(now, self._arm.pose, success, steady)
         if command is not None:
             self._publish(command, now)
 

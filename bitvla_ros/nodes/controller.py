@@ -27,7 +27,7 @@ from . import control_parameters, sinks
 from .arm import Arm
 from .commands import Commands
 from .control_parameters import control_config
-from .conversions import ChunkError, chunk_from_msg, duration_to_ns
+from .conversions import ChunkError, chunk_from_msg, duration_to_ns, moment
 from .diagnostics import ERROR, OK, WARN, Status
 from .estop import EStop
 from .goal import Goal
@@ -259,7 +259,7 @@ class ControllerNode(ManagedNode):
         arm.refresh()
         if arm.missing is not None or arm.lockstep:
             return
-        self._output.step(self._now(), goal is not None and arm.success and arm.stamp > goal.start)
+        self._output.step(*moment(self.get_clock()), goal is not None and arm.success and arm.stamp > goal.start)
         self._conclude()
 
     def _on_watch(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import time
 from array import array
 from collections.abc import Mapping, Sequence
 
@@ -12,6 +13,7 @@ import numpy as np
 from builtin_interfaces.msg import Duration, Time
 from geometry_msgs.msg import Point, Pose, PoseStamped, Quaternion
 from numpy.typing import ArrayLike, NDArray
+from rclpy.clock import Clock
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import Header
 
@@ -23,6 +25,7 @@ from bitvla_ros.policy.images import ENCODINGS, ImageError, rgb
 from bitvla_ros.policy.observation import Privileged
 
 SECOND = 1_000_000_000
+_TOGETHER = 100_000  # ns
 
 
 class ChunkError(ValueError):
@@ -46,6 +49,18 @@ def duration_to_ns(duration: Duration) -> int:
 
 def ns_to_duration(ns: int) -> Duration:
     return Duration(sec=int(ns // SECOND), nanosec=int(ns % SECOND))
+
+
+def moment(clock: Clock) -> tuple[int, int]:
+    """Now, in ROS time and on the steady clock, ns. On a full machine the process may have to wait between the two readings, tens of
+    milliseconds have been seen: then they are taken again, so that what is stamped with the one fits what was computed for the other."""
+    for _ in range(5):
+        before = time.monotonic_ns()
+        now = clock.now().nanoseconds
+        steady = time.monotonic_ns()
+        if steady - before < _TOGETHER:
+            break
+    return now, steady
 
 
 # ---- images

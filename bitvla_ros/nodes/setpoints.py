@@ -79,9 +79,9 @@ class Setpoints:
     def answer(self) -> None:
         """Nothing: setpoints go out in time."""
 
-    def step(self, now: int, success: bool) -> None:
+    def step(self, now: int, steady: int, success: bool) -> None:
         """One setpoint."""
-        pose, steps, steady = self._arm.pose, self._session.steps, time.monotonic_ns()
+        pose, steps = self._arm.pose, self._session.steps
         assert pose is not None
         self._count(steady)
         setpoint = self._session.setpoint(now, pose, success, steady, self._arm.joints)
