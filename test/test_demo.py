@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from bitvla_ros.nodes.demo import policy_label
+from bitvla_ros.evaluation.proofs.stopping import Target
+from bitvla_ros.nodes import simulated_arm
+from bitvla_ros.nodes.demo import failure, policy_label, setpoint_report
 
 pytest.importorskip("rclpy", reason="no ROS here: pip install '.[ros]' or source a ROS installation")
 pytest.importorskip("bitvla_ros.msg", reason="the messages are not built: pip install '.[ros]' or colcon build")
@@ -110,6 +114,31 @@ def test_the_shipped_policy_succeeds_through_the_graph(tmp_path: Path):
     assert (episode["model"], episode["task"]) == ("BitVLA nano", 1)
     assert episode["instruction"] == "pick up the red block next to the bowl and place it on the plate"
     assert episode["success"] is True and episode["outcome"] == "success"
+
+
+def test_an_arm_is_driven_by_poses_that_never_jump(tmp_path: Path):
+    done = demo("--mode", "arm", "--policy", "expert", "--steps", "30", "--output", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    (episode,) = json.loads(done.stdout)["episodes"]
+    assert episode["mode"] == "arm" and episode["outcome"] == "time_limit"
+    assert episode["setpoints"] > 100 and episode["seam_violations"] == 0 and episode["seam_problems"] == []
+    assert 0 < episode["largest_share"] < 1.02
+    assert {"rate_hz", "misses", "jitter_ms"} <= set(episode)
+    assert episode["frames"] > 5 and frames_of(episode["video"]) == episode["frames"] + 30
+    assert episode["chunks"] > 0 and episode["chunk_age_ms"]["p50"] > 0
+
+
+def test_a_setpoint_that_jumps_fails_the_demo():
+    pose = np.array([0.0, 0.0, 0.3]), np.array([1.0, 0.0, 0.0, 0.0])
+    targets = [Target(k, k * 10_000_000, pose[0] + (0.02 if k == 5 else 0.0), pose[1]) for k in range(10)]
+    result = {"policy": "bitvla", "model": "BitVLA nano", "outcome": "success", **setpoint_report(targets)}
+    assert result["seam_violations"] == 3, "there, back, and to rest again"
+    problem = failure([result], argparse.Namespace(mode="arm", steps=None))
+    assert problem is not None and "3 setpoints of BitVLA nano broke a limit" in problem
+
+
+def test_what_goes_wrong_with_an_arm_is_the_controllers_own_limits():
+    assert simulated_arm.limits().max_state_age == simulated_arm.controller()["limits.max_state_age"] == 0.2
 
 
 def test_unknown_suite_is_refused_with_the_reason(tmp_path: Path):

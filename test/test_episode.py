@@ -9,6 +9,7 @@ pytest.importorskip("rclpy", reason="no ROS here: pip install '.[ros]' or source
 pytest.importorskip("bitvla_ros.msg", reason="the messages are not built: pip install '.[ros]' or colcon build")
 
 from bitvla_ros.evaluation.episodes import percentiles
+from bitvla_ros.evaluation.proofs.stopping import Target
 from bitvla_ros.msg import EndEffectorCommand, SimulationState
 from bitvla_ros.nodes.conversions import image_to_msg, ns_to_stamp
 from bitvla_ros.nodes.episode import Episode
@@ -71,7 +72,7 @@ def test_chunk_of_another_epoch_is_not_what_a_command_plays():
     episode = recorded()
     late = ActionChunk(np.zeros((3, 7), np.float32), stamp(4), STEP, epoch=3)
     episode.chunks.append((stamp(4), late))
-    assert episode.chunk_behind(episode.commands[-1]) is not late
+    assert episode.chunk_behind(stamp(4), epoch=4) is episode.chunks[1][1]
 
 
 def test_ages_count_played_actions_only():
@@ -88,3 +89,51 @@ def test_percentiles_are_milliseconds():
 
 def test_episode_without_a_command_has_no_film():
     assert Episode("pick", 10).moments() == ([], 0)
+
+
+# ---- an arm that is driven by poses
+
+
+def driven(ticks: int = 5) -> Episode:
+    """The same episode of an arm: setpoints every 10 ms, from the first tick to the last, that go along x and rest at the end."""
+    episode = recorded(ticks, lockstep=False)
+    episode.commands.clear()
+    for k in range(5 * ticks + 1):
+        position = np.array([0.001 * min(k, 5 * ticks - 1), 0.0, 0.3])
+        episode.targets.append(Target(k, FIRST + k * STEP // 5, position, np.array([1.0, 0.0, 0.0, 0.0])))
+    for number, (_, chunk) in enumerate(episode.chunks):
+        chunk.actions[:, 6] = 1 if number else -1
+    return episode
+
+
+def test_setpoints_make_a_film_too():
+    frames, missing = driven().moments()
+    assert missing == 0
+    assert [frame.images["scene"][0, 0, 0] for frame in frames] == [0, 1, 2, 3, 4, 5]
+    assert [frame.step for frame in frames] == [0, 1, 2, 3, 4, 5]
+    assert [(frame.chunk[0, 0], frame.index) for frame in frames] == [(0, 0), (0, 1), (0, 2), (3, 0), (3, 1), (3, 2)]
+    assert [frame.gripper for frame in frames] == [-1, -1, -1, 1, 1, 1]
+
+
+def test_ages_of_setpoints_are_those_of_the_control_steps_that_a_chunk_covers():
+    episode = driven(ticks=8)
+    del episode.chunks[1]
+    assert episode.chunk_ages == pytest.approx([0, 0.05, 0.1, 0, 0.05, 0.1], abs=1e-9)
+
+
+def test_an_episode_of_setpoints_is_complete_when_the_arm_rests():
+    episode = driven()
+    assert episode.complete
+    del episode.targets[-1]
+    assert not episode.complete
+
+
+def test_an_episode_is_complete_when_all_commands_and_chunks_have_come():
+    episode = recorded()
+    episode.accepted = 2
+    assert episode.complete
+    episode.accepted = 3
+    assert not episode.complete
+    episode.accepted = 2
+    del episode.commands[-1]
+    assert not episode.complete

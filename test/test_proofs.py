@@ -8,17 +8,22 @@ import numpy as np
 import pytest
 
 from bitvla_ros.control import motion
+from bitvla_ros.control.limits import Limits
 from bitvla_ros.control.player import decelerated
+from bitvla_ros.control.rotation import turned
 from bitvla_ros.control.setpoint_checks import SetpointChecks
 from bitvla_ros.evaluation.proofs import seam
 from bitvla_ros.evaluation.proofs.findings import Fault, Fuzz, Promise, Samples, Trial, result_of
 from bitvla_ros.evaluation.proofs.report import Measured, write_report
 from bitvla_ros.evaluation.proofs.stale import KINDS, prove_stale
+from bitvla_ros.evaluation.proofs.steps import figures
 from bitvla_ros.evaluation.proofs.stopping import Sent, Target, bad_commands, find_braking, find_stop, problems_of
 from bitvla_ros.policy import gate as gate_module
 from bitvla_ros.policy.gate import Gate
 
 STEP = 50_000_000
+PERIOD = 10_000_000
+DOWN = np.array([1.0, 0.0, 0.0, 0.0])
 
 
 def nothing(trials: int) -> None:
@@ -162,7 +167,7 @@ def test_commands_that_no_arm_should_be_sent_are_found():
 def targets(*velocities: float) -> list[Target]:
     """One every 10 ms, at these velocities (m/s) along x."""
     positions = np.cumsum(velocities) * 0.01
-    return [Target(k * 10_000_000, k * 10_000_000, np.array([x, 0.0, 0.3])) for k, x in enumerate(positions)]
+    return [Target(k * PERIOD, k * PERIOD, np.array([x, 0.0, 0.3]), DOWN) for k, x in enumerate(positions)]
 
 
 def test_the_first_target_that_brakes_is_where_the_stop_begins():
@@ -173,6 +178,67 @@ def test_the_first_target_that_brakes_is_where_the_stop_begins():
     assert find_braking(targets(0, 0.1, 0.1, 0.0), 10_000_000, acceleration=20.0) == 3, "slow enough to stand at once"
     assert find_braking(targets(0, 0.5, 0.5, 0.5), 0, acceleration=20.0) is None
     assert find_braking([], 0, acceleration=20.0) is None
+
+
+# ---- setpoints as they were published
+
+
+def moved(*steps: tuple[float, float], late: tuple[int, ...] = ()) -> list[Target]:
+    """A setpoint every 10 ms, each by a step (m along x, rad about z) from the one before; those in `late` come a period later."""
+    positions, angles = np.cumsum([(0.0, 0.0), *steps], axis=0).T
+    stamps = np.cumsum([0, *(PERIOD * (2 if k in late else 1) for k in range(len(steps)))])
+    return [
+        Target(int(t), int(t), np.array([x, 0.0, 0.3]), turned(DOWN, np.array([0.0, 0.0, angle])))
+        for t, x, angle in zip(stamps, positions, angles, strict=True)
+    ]
+
+
+SMOOTH = [(0.001 * k, 0.005 * k) for k in (0, 1, 2, 3, 4, 4, 4, 3, 2, 1, 0)]  # at most 0.4 m/s, 10 m/s2, 2 rad/s, 50 rad/s2
+
+
+def test_smooth_setpoints_break_no_limit():
+    found = figures(moved(*SMOOTH), Limits(), rate=100.0)
+    assert found["setpoints"] == len(SMOOTH) + 1 and found["seam_violations"] == 0 and found["seam_problems"] == []
+    assert found["largest_share"] == pytest.approx(0.8)
+    assert (found["rate_hz"], found["misses"], found["jitter_ms"]) == (100.0, 0, {"p99": 0.0})
+
+
+@pytest.mark.parametrize(
+    ("steps", "what"),
+    [
+        ([*SMOOTH[:6], (0.004 - 0.0021, 0.02), *SMOOTH[7:]], "acceleration"),
+        ([*SMOOTH[:6], (0.004, 0.02 - 0.0103), *SMOOTH[7:]], "angular acceleration"),
+        ([*SMOOTH[:6], (float("nan"), 0.02), *SMOOTH[7:]], "not finite"),
+        ([(0.0018 * k, 0.0) for k in range(4)], "speed"),
+        ([(0.0, 0.009 * k) for k in range(4)], "angular speed"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_recorded_jump_is_a_violation(steps, what):
+    """By little more than a limit allows."""
+    found = figures(moved(*steps), Limits(), rate=100.0)
+    assert found["seam_violations"] >= 1 and found["seam_problems"][0].startswith(what)
+
+
+def test_setpoints_that_are_late_are_missed_and_may_go_further():
+    steps = [(0.004, 0.0)] * 10
+    steps[5] = (0.008, 0.0)
+    begins = [(0.001 * k, 0.0) for k in range(4)]
+    found = figures(moved(*begins, *steps, late=(9,)), Limits(), rate=100.0)
+    assert (found["misses"], found["seam_violations"]) == (1, 0)
+    assert figures(moved(*begins, *steps), Limits(), rate=100.0)["seam_violations"] == 2, "there and back"
+
+
+def test_setpoints_under_one_stamp_are_a_violation():
+    twice = [target for target in moved(*SMOOTH) for _ in range(2)]
+    assert "no later" in figures(twice, Limits(), rate=100.0)["seam_problems"][0]
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_few_setpoints_have_no_rhythm(count):
+    found = figures(moved(*SMOOTH)[:count], Limits(), rate=100.0)
+    assert found["setpoints"] == count and found["seam_violations"] == 0
+    assert found["rate_hz"] is found["misses"] is found["jitter_ms"]["p99"] is None
 
 
 # ---- the JSON

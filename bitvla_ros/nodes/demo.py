@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitvla_ros.arguments import NATURAL, POSITIVE
 
+from . import simulated_arm
+
 if TYPE_CHECKING:  # what needs ROS or a library is imported where it is used: --help must work everywhere
     from rich.console import Console
+    from rich.table import Table
+
+    from bitvla_ros.evaluation.proofs.stopping import Target
 
     from .episode import Episode
     from .processes import Graph
@@ -22,12 +27,14 @@ EXAMPLES = """\
   bitvla demo                                        the expert, then BitVLA, on a task of tabletop_spatial
   bitvla demo --policy expert --task 2 --seed 7      one episode, another task
   bitvla demo --mode realtime                        time runs on, as on a robot
+  bitvla demo --mode arm                             the arm has a driver of its own and is led by poses at 100 Hz, as a real one
   bitvla demo --model PATH_OR_HUB_ID --control-hz 20 BitVLA from a checkpoint
   bitvla demo --json > demo.json                     the figures as JSON"""
 
 CAMERAS = ("scene", "wrist")
 CONTROL_HZ = 20.0
 POLICIES = ("expert", "bitvla")
+MODES = ("lockstep", "realtime", "arm")
 RANDOM = "random:"  # and a preset: weights that were never trained
 
 
@@ -40,7 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", type=NATURAL, default=1, help="index of the task in its suite (default: %(default)s)")
     parser.add_argument("--seed", type=NATURAL, default=0, help="seed of the initial state (default: %(default)s)")
     parser.add_argument(
-        "--mode", choices=("lockstep", "realtime"), default="lockstep", help="lockstep: reproducible at any speed; realtime: time runs on"
+        "--mode",
+        choices=MODES,
+        default="lockstep",
+        help="lockstep: reproducible at any speed; realtime: time runs on; arm: so it does, and the simulator is an arm behind a driver",
     )
     parser.add_argument("--policy", choices=POLICIES, action="append", help="run only this one; may be repeated (default: both)")
     parser.add_argument(
@@ -80,12 +90,14 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
                 if moments:
                     seen.append((caption, moments))
                 report = _report(policy, label, episode, arguments)
+                if arguments.mode == "arm":
+                    report |= setpoint_report(episode.targets)
                 report |= {"video": str(output / f"{policy}.mp4") if moments else None, "frames": len(moments), "frames_missing": missing}
                 results.append(report)
                 if episode.outcome == "fault":  # latched: the controller moves nothing more
                     break
     poster = _poster(output / "demo.png", seen)
-    return {"episodes": results, "poster": poster, "error": _failure(results, arguments)}
+    return {"episodes": results, "poster": poster, "error": failure(results, arguments)}
 
 
 def show(result: dict[str, Any]) -> None:
@@ -101,30 +113,52 @@ def show(result: dict[str, Any]) -> None:
         table.add_column(name, justify="right")
     for e in result["episodes"]:
         outcome = "[bold green]success[/]" if e["success"] else f"[yellow]{e['outcome'].replace('_', ' ')}[/]"
-        rate = "–" if e["steps_per_second"] is None else f"{e['steps_per_second']:.0f}"
-        table.add_row(e["model"], outcome, str(e["steps"]), rate, str(e["chunks"]), _pair(e["chunk_age_ms"]), _pair(e["latency_ms"]))
+        ages = _pair(e["chunk_age_ms"]), _pair(e["latency_ms"])
+        table.add_row(e["model"], outcome, str(e["steps"]), _number(e["steps_per_second"]), str(e["chunks"]), *ages)
     console = Console(highlight=False)
     console.print()
     console.print(table)
+    if "setpoints" in first:
+        console.print(_setpoint_table(result["episodes"]))
     for path in (*(e["video"] for e in result["episodes"]), result["poster"]):
         if path:
             console.print(path, soft_wrap=True)
+
+
+def _setpoint_table(episodes: list[dict[str, Any]]) -> Table:
+    from rich.table import Table
+
+    table = Table(title="setpoints on target_pose, by their stamps", title_justify="left", title_style="")
+    table.add_column("policy")
+    for name in ("setpoints", "a second", "missed", "jitter\np99, ms", "largest share\nof a limit", "seam\nviolations"):
+        table.add_column(name, justify="right")
+    for e in episodes:
+        seams = f"[{'red' if e['seam_violations'] else 'green'}]{e['seam_violations']}[/]"
+        rhythm = _number(e["rate_hz"], 1), _number(e["misses"]), _number(e["jitter_ms"]["p99"], 2)
+        table.add_row(e["model"], str(e["setpoints"]), *rhythm, f"{e['largest_share']:.0%}", seams)
+    return table
 
 
 # What the nodes are told.
 
 
 def simulation_parameters(arguments: argparse.Namespace) -> dict[str, Any]:
+    if arguments.mode == "arm":
+        return simulated_arm.simulation(arguments.suite)
     return {"suite": arguments.suite, "mode": arguments.mode}
 
 
 def controller_parameters(arguments: argparse.Namespace) -> dict[str, Any]:
+    if arguments.mode == "arm":
+        return simulated_arm.controller()
     return {"use_sim_time": arguments.mode == "lockstep"}
 
 
 def policy_parameters(policy: str, arguments: argparse.Namespace) -> dict[str, Any]:
     lockstep = arguments.mode == "lockstep"
     common = {"policy": policy, "synchronised": lockstep, "use_sim_time": lockstep}
+    if arguments.mode == "arm":
+        common |= simulated_arm.policy()
     if policy == "expert":
         return {**common, "suite": arguments.suite}
     given = {"control_hz": arguments.control_hz, "norm_key": arguments.norm_key}  # never a guess: the checkpoint's own where not given
@@ -165,6 +199,8 @@ def _play(recorder: Recorder, arguments: argparse.Namespace, console: Console) -
                 numbers = f"waiting for {progress.silence:.0f} s; {recorder.health()}"
             bars.update(bar, total=episode.step_limit, completed=progress.step, numbers=numbers)
 
+        if arguments.mode == "arm":
+            recorder.go_live()
         episode = recorder.run(
             arguments.task, arguments.seed, steps=arguments.steps, step_duration=round(1e9 / CONTROL_HZ), on_progress=on_progress
         )
@@ -195,6 +231,13 @@ def _report(policy: str, label: str, episode: Episode, arguments: argparse.Names
     }
 
 
+def setpoint_report(targets: Sequence[Target]) -> dict[str, Any]:
+    """What the arm was told in an episode, judged by the limits of the controller that told it."""
+    from bitvla_ros.evaluation.proofs.steps import figures
+
+    return figures(targets, simulated_arm.limits(), simulated_arm.rate())
+
+
 def _film(episode: Episode, label: str, path: Path, console: Console) -> tuple[Any, list[Any], int]:
     """Write the video; its caption, its frames, and how many ticks lacked an image."""
     from bitvla_ros.evaluation.video import Caption, write_video
@@ -219,15 +262,22 @@ def _poster(path: Path, seen: list[tuple[Any, Any]]) -> str | None:
     return str(path)
 
 
-def _failure(results: list[dict[str, Any]], arguments: argparse.Namespace) -> str | None:
-    """What makes the demo as a whole a failure. An untrained policy may miss its goal; the expert may not where time waits for it."""
+def failure(results: list[dict[str, Any]], arguments: argparse.Namespace) -> str | None:
+    """What makes the demo as a whole a failure. An untrained policy may miss its goal; the expert may not where time waits for it.
+    Setpoints may never jump."""
     for result in results:
         if result["outcome"] in ("fault", "cancelled"):
             return f"the episode of {result['model']} ended with {result['outcome']}: {result['reason']}"
+        if violations := result.get("seam_violations"):
+            return f"{violations} setpoints of {result['model']} broke a limit, the first: {result['seam_problems'][0]}"
         if result["policy"] == "expert" and not result["success"] and arguments.mode == "lockstep" and arguments.steps is None:
             return f"the expert did not succeed: {result['reason']}"
     return None
 
 
 def _pair(percentiles: dict[str, float | None]) -> str:
-    return " / ".join("–" if value is None else f"{value:.0f}" for value in percentiles.values())
+    return " / ".join(map(_number, percentiles.values()))
+
+
+def _number(value: float | None, digits: int = 0) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"

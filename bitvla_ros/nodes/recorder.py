@@ -13,6 +13,7 @@ from typing import Any
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from geometry_msgs.msg import PoseStamped
 from lifecycle_msgs.srv import GetState
 from rclpy.action import ActionClient
 from rclpy.callback_groups import ReentrantCallbackGroup
@@ -23,13 +24,14 @@ from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
 from rclpy.task import Future
 from sensor_msgs.msg import Image
-from std_srvs.srv import Trigger
+from std_srvs.srv import SetBool, Trigger
 
 from bitvla_ros.action import ExecuteInstruction
+from bitvla_ros.evaluation.proofs.stopping import Target
 from bitvla_ros.msg import ActionChunk, EndEffectorCommand, SimulationState
 from bitvla_ros.srv import ResetEpisode
 
-from .conversions import chunk_from_msg, duration_to_ns, ns_to_duration, stamp_to_ns
+from .conversions import chunk_from_msg, duration_to_ns, ns_to_duration, pose_from_msg, stamp_to_ns
 from .episode import Episode
 
 # More messages than an episode has may wait, so that a slow recorder loses none.
@@ -82,9 +84,11 @@ class Recorder(Node):
         self.create_subscription(SimulationState, "simulation_state", self._on_state, LATCHED)
         self.create_subscription(ActionChunk, "action_chunk", self._on_chunk, RELIABLE)
         self.create_subscription(EndEffectorCommand, "end_effector_command", self._on_command, RELIABLE)
+        self.create_subscription(PoseStamped, "target_pose", self._on_target, RELIABLE)
         self.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
         self._reset = self.create_client(ResetEpisode, "reset_episode")
         self._clear = self.create_client(Trigger, "reset_fault")
+        self._enable = self.create_client(SetBool, "enable")
         self._execute = ActionClient(self, ExecuteInstruction, "execute_instruction", callback_group=ReentrantCallbackGroup())
         self._executor = SingleThreadedExecutor(context=context)
         self._executor.add_node(self)
@@ -130,7 +134,7 @@ class Recorder(Node):
         """
         if not self._until(self._reset.service_is_ready, 30.0):
             raise GraphError("the simulation offers no reset_episode")
-        recording = Episode("", 0, images={role: {} for role in self._cameras})
+        recording = Episode("", 0, images={role: {} for role in self._cameras}, step_duration=step_duration)
         self._episode = recording
         answer = self._result(self._reset.call_async(ResetEpisode.Request(task=task, seed=seed)), 60.0, "reset_episode")
         if not answer.success:
@@ -159,7 +163,7 @@ class Recorder(Node):
         recording.outcome, recording.reason = OUTCOMES[result.outcome], result.reason
         recording.steps, recording.accepted = result.steps, result.chunks
         # The last messages may still be on their way.
-        self._until(lambda: len(recording.commands) >= result.steps and len(recording.chunks) >= result.chunks, 2.0)
+        self._until(lambda: recording.complete, 2.0)
         self._until(lambda: self._newest_tick > max((command.tick for command in recording.commands), default=0), 2.0)
         self._until(lambda: all(self._newest in images for images in recording.images.values()), 2.0)
         if recording.outcome == "fault" and self._lockstep:
@@ -175,6 +179,22 @@ class Recorder(Node):
         if not self._until(self._clear.service_is_ready, 30.0):
             raise GraphError("the controller offers no reset_fault")
         self._result(self._clear.call_async(Trigger.Request()), 30.0, "reset_fault")
+
+    def enable(self, on: bool = True) -> SetBool.Response:
+        """Ask the controller for live mode, or end it."""
+        if not self._until(self._enable.service_is_ready, 30.0):
+            raise GraphError("the controller offers no enable: it drives a simulator, or is not up")
+        return self._result(self._enable.call_async(SetBool.Request(data=on)), 30.0, "enable")
+
+    def go_live(self, patience: float = 30.0) -> None:
+        """Until the controller is in live mode. Raises GraphError with what it says against it."""
+        answer = self.enable()
+        began = time.monotonic()
+        while not answer.success:
+            if time.monotonic() - began > patience:
+                raise GraphError(f"no live mode within {patience:g} s: {answer.message}")
+            self._until(lambda: False, 0.05)
+            answer = self.enable()
 
     def health(self) -> str:
         """What the nodes last said on /diagnostics."""
@@ -221,6 +241,10 @@ class Recorder(Node):
         if (episode := self._episode) is not None:
             episode.commands.append(command)
 
+    def _on_target(self, pose: PoseStamped) -> None:
+        if (episode := self._episode) is not None:
+            episode.targets.append(target(pose, time.monotonic_ns()))
+
     def _on_feedback(self, message: Any) -> None:
         feedback = message.feedback
         self._progress = Progress(feedback.step, duration_to_ns(feedback.chunk_age) / 1e9, duration_to_ns(feedback.inference_latency) / 1e9)
@@ -228,3 +252,8 @@ class Recorder(Node):
     def _on_diagnostics(self, array: DiagnosticArray) -> None:
         for status in array.status:
             self._health[status.name] = (status.level, status.message)
+
+
+def target(pose: PoseStamped, arrival: int) -> Target:
+    """arrival: ns of the steady clock."""
+    return Target(arrival, stamp_to_ns(pose.header.stamp), *pose_from_msg(pose))

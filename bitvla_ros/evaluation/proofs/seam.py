@@ -16,18 +16,16 @@ from ...control.rotation import turn_between, turned
 from ...control.session import ControlConfig, Session
 from ...policy.chunk import ActionChunk
 from .findings import Advance, Promise, Samples
+from .steps import SECOND, Steps
 
 Array = NDArray[np.float64]
 
 STEP = 50_000_000  # ns, a control step
-SECOND = 1_000_000_000
 HORIZON = 8
 SEGMENT = 10_000  # setpoints with one configuration
 SIMULATOR = Limits(clamp=("offset",))  # what the training controller can be asked for
 ARM = Limits(clamp=("offset",), speed=0.25, angular_speed=1.5, acceleration=3.0, angular_acceleration=15.0)  # what one in a cell is given
 RATES = (50, 100, 125, 250)  # Hz
-_TOLERANCE = 1e-6  # relative
-_ROUNDING = 1e-8  # m, rad, m/s, rad/s
 _EXAMPLES = 5
 _HOME = np.array([0.4, 0.0, 0.3])
 
@@ -87,52 +85,6 @@ class _Policy:
         return ActionChunk(actions, arm.stamp, STEP, epoch=epoch)
 
 
-@dataclass
-class _Row:
-    """What went out last, and what was wrong with it."""
-
-    limits: Limits
-    last: Setpoint | None = None
-    time: int = 0
-    linear: Array = field(default_factory=lambda: np.zeros(3))  # m/s, of the last step
-    angular: Array = field(default_factory=lambda: np.zeros(3))
-    problems: list[str] = field(default_factory=list)
-    violations: int = 0
-
-    def take(self, setpoint: Setpoint, now: int) -> float:
-        """The largest share of a limit that this step takes."""
-        last, dt, limits = self.last, (now - self.time) / SECOND, self.limits
-        self.last, self.time = setpoint, now
-        if last is None:
-            return 0.0
-        if not all(np.isfinite(part).all() for part in (setpoint.position, setpoint.orientation)):
-            self.note(f"not finite, at {now / SECOND:.3f} s")
-            return float("inf")
-        linear = (setpoint.position - last.position) / dt
-        angular = turn_between(last.orientation, setpoint.orientation) / dt
-        change, turn = linear - self.linear, angular - self.angular
-        self.linear, self.angular = linear, angular
-        shares = {
-            "speed": _share(linear, limits.speed),
-            "angular speed": _share(angular, limits.angular_speed),
-            "acceleration": _share(change, limits.acceleration * dt),
-            "angular acceleration": _share(turn, limits.angular_acceleration * dt),
-        }
-        worst = max(shares, key=shares.__getitem__)
-        if shares[worst] > 1.0 + _TOLERANCE:
-            self.note(f"{worst}: {shares[worst]:.4g} times the limit, at {now / SECOND:.3f} s")
-        return shares[worst]
-
-    def note(self, problem: str) -> None:
-        self.violations += 1
-        if len(self.problems) < _EXAMPLES:
-            self.problems.append(problem)
-
-
-def _share(vector: Array, limit: float) -> float:
-    return max(float(np.linalg.norm(vector)) - _ROUNDING, 0.0) / limit
-
-
 def prove_seam(steps: int, seed: int, advance: Advance) -> Promise:
     """Counts steps between successive setpoints that are longer than v_max dt or differ from the last by more than a_max dt^2."""
     violations = 0
@@ -140,21 +92,21 @@ def prove_seam(steps: int, seed: int, advance: Advance) -> Promise:
     shares: list[float] = []
     for first in range(0, steps, SEGMENT):
         count = min(SEGMENT, steps - first)
-        row = _segment(count, np.random.default_rng([seed, first]), shares)
-        violations += row.violations
-        examples += row.problems
+        done = _segment(count, np.random.default_rng([seed, first]), shares)
+        violations += done.violations
+        examples += done.problems
         advance(count)
     samples = Samples("largest share of a limit in a step", tuple(shares), 1.0)
     return Promise("seam", steps, violations, float(violations), "steps above a limit", 0.0, tuple(examples[:_EXAMPLES]), samples)
 
 
-def _segment(count: int, random: np.random.Generator, shares: list[float]) -> _Row:
+def _segment(count: int, random: np.random.Generator, shares: list[float]) -> Steps:
     """Tasks one after the other, with one configuration. shares: gets a sample of the steps' shares of a limit."""
     limits = SIMULATOR if random.random() < 0.5 else ARM
     period = SECOND // int(random.choice(RATES))
     player = PlayerConfig(ensemble=float(random.choice([0.0, 0.01])))
     session = Session(ControlConfig(player, limits, str(random.choice(["spring", "scaled"]))))
-    row, arm, policy = _Row(limits), _Arm(), _Policy(random)
+    row, arm, policy = Steps(limits), _Arm(), _Policy(random)
     now, made = 1000 * SECOND, 0
     while made < count:
         late = int(random.integers(0, 40_000_000)) if random.random() < 0.005 else int(random.exponential(500_000))

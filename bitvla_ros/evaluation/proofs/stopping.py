@@ -33,11 +33,13 @@ class Sent:
 
 @dataclass(frozen=True)
 class Target:
-    """A pose that an arm was told to be at, as it arrived. arrival, stamp: as of Sent. position: float64 [3], m."""
+    """A pose that an arm was told to be at, as it arrived. arrival, stamp: as of Sent. position: float64 [3], m. orientation: float64 [4]
+    xyzw."""
 
     arrival: int
     stamp: int
     position: NDArray[np.float64]
+    orientation: NDArray[np.float64]
 
 
 def find_stop(commands: Sequence[Sent], since: int, ramp_steps: int, step: int) -> int | None:

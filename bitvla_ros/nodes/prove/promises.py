@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from geometry_msgs.msg import PoseStamped
@@ -13,14 +12,16 @@ from numpy.typing import NDArray
 
 from bitvla_ros.action import ExecuteInstruction
 from bitvla_ros.evaluation.proofs.findings import Advance, Promise, Samples
+from bitvla_ros.evaluation.proofs.steps import rhythm
 from bitvla_ros.evaluation.proofs.stopping import Target, find_stop, problems_of
 from bitvla_ros.msg import ActionChunk
 
+from .. import simulated_arm
 from ..conversions import ns_to_stamp
 from ..qos import CHUNK, COMMAND
 from ..recorder import GraphError
 from .faults import STEP
-from .world import LIVE, RAMP_STEPS, World
+from .world import RAMP_STEPS, World
 
 NETWORK = "random:nano"  # what it costs does not depend on its weights
 SECOND_PUBLISHER_LIMIT = 2.0  # s
@@ -80,7 +81,7 @@ def prove_second_publisher(trials: int, seed: int, logs: Path, advance: Advance)
             if answer.success or "publish" not in answer.message:
                 wrong.append(f"live mode beside another publisher: {answer.message}")
             witness.destroy_publisher(other)
-            witness.wait(lambda: witness.enable().success, "live mode")
+            witness.go_live()
             world.begin_goal()
             witness.wait(lambda: len(witness.poses) > 50, "setpoints")
             began = time.monotonic_ns()
@@ -113,7 +114,7 @@ def prove_false_stop(seconds: int, seed: int, logs: Path, advance: Advance) -> P
 
 def prove_player_rate(seconds: int, seed: int, logs: Path, advance: Advance) -> Promise:
     """How regularly setpoints leave at 100 Hz while a network infers on the same processors: by their stamps, and as they arrive."""
-    period = 1e9 / float(LIVE["sink.rate"])
+    period = 1e9 / simulated_arm.rate()
     stamps: list[NDArray[np.int64]] = []
     arrivals: list[NDArray[np.int64]] = []
     with World(logs, np.random.default_rng(seed), network=NETWORK, live=True) as world:
@@ -124,18 +125,12 @@ def prove_player_rate(seconds: int, seed: int, logs: Path, advance: Advance) -> 
     if not stamps:
         raise GraphError("no setpoints came; the nodes say: " + world.witness.health())
     intervals, at_arm = np.concatenate(stamps), np.concatenate(arrivals)
-    player = {"rate_hz": round(1e9 / float(intervals.mean()), 3), **_rhythm(intervals, period), "arrival": _rhythm(at_arm, period)}
+    player = {"rate_hz": round(1e9 / float(intervals.mean()), 3), **rhythm(intervals, period), "arrival": rhythm(at_arm, period)}
     share = round(100.0 * player["misses"] / (len(intervals) + player["misses"]), 4)
     p99 = player["jitter_ms"]["p99"]
     problems = () if p99 < JITTER_LIMIT else (f"jitter p99 is {p99:.1f} ms, promised is less than {JITTER_LIMIT:g}",)
     samples = Samples("between setpoints, ms", tuple(np.round(intervals / 1e6, 3).tolist()), period / 1e6 + JITTER_LIMIT)
     return Promise("player_rate", seconds, len(problems), share, "% missed", 0.1, problems, samples, player)
-
-
-def _rhythm(intervals: NDArray[np.int64], period: float) -> dict[str, Any]:
-    """intervals, period: ns. misses: an interval of two periods lacks one. jitter_ms: how far intervals are from the period."""
-    misses = int(np.maximum(np.round(intervals / period) - 1, 0).sum())
-    return {"misses": misses, "jitter_ms": {"p99": round(float(np.percentile(np.abs(intervals - period), 99)) / 1e6, 3)}}
 
 
 def _goals(world: World, seconds: int, advance: Advance) -> Iterator[list[Target]]:

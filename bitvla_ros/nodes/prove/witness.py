@@ -20,7 +20,7 @@ from bitvla_ros.srv import ResetEpisode
 
 from ..conversions import ns_to_duration, stamp_to_ns
 from ..qos import LATCHED
-from ..recorder import GraphError, Recorder
+from ..recorder import GraphError, Recorder, target
 
 PATIENCE = 60.0  # s, for anything that a graph has to answer
 
@@ -39,9 +39,7 @@ class Witness(Recorder):
         super().__init__((), lockstep=False, check=check)
         self._camera_fault = self.create_publisher(String, "camera_fault", LATCHED)
         self.create_subscription(UInt64, "camera_fault_began", self._on_camera_fault_began, QoSProfile(depth=10))
-        self.create_subscription(PoseStamped, "target_pose", self._on_pose, QoSProfile(depth=1000))
         self._hang = self.create_client(SetBool, "policy/hang")
-        self._enable = self.create_client(SetBool, "enable")
 
     # What happens, in the spinning thread.
 
@@ -51,9 +49,8 @@ class Witness(Recorder):
     def _on_chunk(self, chunk: ActionChunk) -> None:
         self.chunks.append((time.monotonic_ns(), chunk))
 
-    def _on_pose(self, pose: PoseStamped) -> None:
-        arrival, at = time.monotonic_ns(), pose.pose.position
-        self.poses.append(Target(arrival, stamp_to_ns(pose.header.stamp), np.array([at.x, at.y, at.z])))
+    def _on_target(self, pose: PoseStamped) -> None:
+        self.poses.append(target(pose, time.monotonic_ns()))
 
     def _on_camera_fault_began(self, message: UInt64) -> None:
         self.camera_fault_began = message.data
@@ -95,11 +92,6 @@ class Witness(Recorder):
         """Let inference hang or go on; ns of the steady clock since when."""
         self.wait(self._hang.service_is_ready, "policy/hang")
         return int(self.answer(self._hang.call_async(SetBool.Request(data=on)), "policy/hang").message)
-
-    def enable(self, on: bool = True) -> SetBool.Response:
-        """Ask the controller for live mode, or end it."""
-        self.wait(self._enable.service_is_ready, "enable")
-        return self.answer(self._enable.call_async(SetBool.Request(data=on)), "enable")
 
     def set_camera_fault(self, name: str) -> int:
         """Let the cameras fail, or with "" work again; ns of the steady clock since when."""

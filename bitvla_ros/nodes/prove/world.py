@@ -18,6 +18,7 @@ from bitvla_ros.control.limits import Limits
 from bitvla_ros.evaluation.proofs.stopping import Sent, Target, speeds
 from bitvla_ros.simulation.tabletop_tasks import plans
 
+from .. import simulated_arm
 from ..conversions import duration_to_ns, stamp_to_ns
 from ..processes import Graph
 from .witness import PATIENCE, Witness
@@ -27,15 +28,6 @@ CAMERAS = ("scene", "wrist")
 RAMP_STEPS = Limits().ramp_steps
 GOAL = 600.0  # s, longer than any trial
 REMAPPED = [part for role in CAMERAS for part in ("-r", f"camera/{role}/image_raw:=sound/camera/{role}/image_raw")]
-
-
-LIVE = {  # of the controller, for the simulated arm behind an interface like a driver's
-    "mode": "live",
-    "sink.kind": "pose",
-    "sink.rate": 100.0,
-    "sink.silence_timeout": 0.1,
-    "gripper.kind": "float64",
-}
 
 
 class World:
@@ -65,7 +57,7 @@ class World:
             for name in ("simulation", "controller", "policy"):
                 self.witness.wait_until_active(name, PATIENCE)
             if self._live:
-                self.witness.wait(lambda: self.witness.enable().success, "live mode")
+                self.witness.go_live()
             self._stack = stack.pop_all()
         return self
 
@@ -76,10 +68,10 @@ class World:
         seen = self._failing_cameras or bool(self._network)
         simulation = {"suite": SUITE, "mode": "realtime", "cameras": CAMERAS if seen else ("",), "image_size": 256 if self._network else 64}
         if self._live:
-            simulation["interface"] = "pose"
+            simulation |= simulated_arm.simulation(SUITE)
         remapped = ("--ros-args", *REMAPPED) if self._failing_cameras else ()
         self.graph.start("simulation", "bitvla_ros.nodes.simulation", simulation, *remapped)
-        controller = {"start_timeout": PATIENCE, **(LIVE if self._live else {})}
+        controller = {"start_timeout": PATIENCE, **(simulated_arm.controller() if self._live else {})}
         self.graph.start("controller", "bitvla_ros.nodes.controller", controller)
         if self._failing_cameras:
             self.graph.start("cameras", "bitvla_ros.nodes.prove.cameras", None, *CAMERAS)
