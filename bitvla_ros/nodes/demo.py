@@ -130,7 +130,7 @@ def _setpoint_table(episodes: list[dict[str, Any]]) -> Table:
 
     table = Table(title="setpoints on target_pose, by their stamps", title_justify="left", title_style="")
     table.add_column("policy")
-    for name in ("setpoints", "a second", "missed", "jitter\np99, ms", "largest share\nof a limit", "seam\nviolations"):
+    for name in ("setpoints", "Hz", "missed", "jitter\np99, ms", "largest\nshare of\na limit", "seams\nbroken"):
         table.add_column(name, justify="right")
     for e in episodes:
         seams = f"[{'red' if e['seam_violations'] else 'green'}]{e['seam_violations']}[/]"
