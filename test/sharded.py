@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from training import samples, tiny_model
 
+from bitvla_ros.training import trainer as training_loop
 from bitvla_ros.training.distillation import Distillation, make_student
 from bitvla_ros.training.precision import in_precision
 from bitvla_ros.training.processes import Processes, own, processes
@@ -41,6 +42,7 @@ def distill(folder: Path, config: TrainingConfig, *, group: Processes | None = N
 def main() -> None:
     folder, group = Path(sys.argv[1]), processes()
     torch.set_num_threads(1)
+    training_loop.draw_curves = lambda log, picture: None  # costs more than these runs
     trainer = train(folder / "one", replace(ONE, batch_size=2), None, group=group)
     tensors = [*trainer.parameters.values(), *(state["exp_avg"] for state in trainer.optimizer.state.values())]
     share = sum(own(tensor).numel() for tensor in tensors) / sum(tensor.numel() for tensor in tensors)

@@ -65,17 +65,13 @@ def assert_equal(actions: np.ndarray, result: object, expected: Rollout) -> None
 
 @pytest.mark.parametrize("suite", ["tabletop_spatial", "tabletop_object", "tabletop_goal"])
 def test_the_expert_through_the_graph_equals_the_expert_in_process(tmp_path: Path, suite: str) -> None:
-    episodes = [(task, 10 + task) for task in range(4)]
     environment, expert = make(suite, cameras=()), make_expert(suite)
     with TestGraph(tmp_path) as graph:
         bench = Bench(graph, suite, (), {"policy": "expert", "suite": suite})
-        successes = 0
-        for task, seed in episodes:
+        for task, seed in ((0, 10), (3, 13)):
             expected = rollout(environment, expert, task, seed)
-            actions, result = bench.play(task, seed)
-            assert_equal(actions, result, expected)
-            successes += expected.success
-        assert successes >= 3, "the expert solves its tasks"
+            assert_equal(*bench.play(task, seed), expected)
+            assert expected.success
     environment.close()
 
 
@@ -83,12 +79,14 @@ def test_cameras_and_another_replan_interval_change_nothing_in_that(tmp_path: Pa
     from bitvla_ros.control.player import PlayerConfig
     from bitvla_ros.control.session import ControlConfig
 
+    steps = 40
     environment = make("tabletop_object", cameras=())
-    expected = rollout(environment, make_expert("tabletop_object"), 2, 3, control=ControlConfig(PlayerConfig(replan_steps=3)))
+    control = ControlConfig(PlayerConfig(replan_steps=3))
+    expected = rollout(environment, make_expert("tabletop_object"), 2, 3, control=control, step_limit=steps)
     with TestGraph(tmp_path) as graph:
         bench = Bench(graph, "tabletop_object", ("scene", "wrist"), {"policy": "expert", "suite": "tabletop_object"}, replan_steps=3)
-        assert_equal(*bench.play(2, 3), expected)
-    assert expected.success
+        assert_equal(*bench.play(2, 3, steps * 0.05), expected)
+    assert (expected.steps, expected.chunks) == (steps, 14)
     environment.close()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -143,53 +142,58 @@ def test_refused_node_can_be_put_right(unconfigured, shared) -> None:
 # ---- liveliness and the end
 
 
-class Liveliness:
-    """Counts of the publishers alive, as a subscriber of action_chunk sees them."""
+class Policies:
+    """Policy nodes that play a recording, each in a namespace of its own, and the counts of their publishers that are alive."""
 
-    def __init__(self, graph: TestGraph) -> None:
-        self.alive: list[int] = []
-        callbacks = SubscriptionEventCallbacks(liveliness=lambda event: self.alive.append(event.alive_count))
-        graph.node.create_subscription(ActionChunkMsg, "action_chunk", lambda message: None, CHUNK, event_callbacks=callbacks)
+    def __init__(self, graph: TestGraph, *names: str) -> None:
+        self.graph = graph
+        model = str(recording(graph.logs / "recording.npz"))
+        for name in names:
+            graph.start(name, MODULE, {"policy": "replay", "model": model}, "--ros-args", "-r", f"__ns:=/{name}", "--")
+        self.alive: dict[str, list[int]] = {name: [] for name in names}
+        for name, counts in self.alive.items():
+            callbacks = SubscriptionEventCallbacks(liveliness=lambda event, counts=counts: counts.append(event.alive_count))
+            graph.node.create_subscription(ActionChunkMsg, f"{name}/action_chunk", lambda _: None, CHUNK, event_callbacks=callbacks)
 
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_killed_or_stopped_node_loses_its_liveliness(tmp_path, number) -> None:
-    with TestGraph(tmp_path) as graph:
-        graph.start("policy", MODULE, {"policy": "replay", "model": str(recording(tmp_path / "recording.npz"))})
-        liveliness = Liveliness(graph)
-        graph.wait(lambda: liveliness.alive and liveliness.alive[-1] == 1, "liveliness")
-        graph.kill("policy", number)
-        began = time.monotonic()
-        graph.wait(lambda: liveliness.alive[-1] == 0, "loss of liveliness", 5.0)
-        print(f"lost within {(time.monotonic() - began) * 1e3:.0f} ms")
-        if number == signal.SIGSTOP:
-            graph.kill("policy", signal.SIGCONT)
+    def wait(self, name: str, alive: int, seconds: float = 30.0) -> None:
+        self.graph.wait(lambda: self.alive[name][-1:] == [alive], f"{alive} alive in {name}", seconds)
 
 
-def test_inactive_node_is_not_alive_and_can_begin_again(tmp_path) -> None:
-    with TestGraph(tmp_path) as graph:
-        graph.start("policy", MODULE, {"policy": "replay", "model": str(recording(tmp_path / "recording.npz"))})
-        liveliness = Liveliness(graph)
-        robot = Robot(graph)
-        robot.task()
-        robot.answer()
-        for transition, alive in ((Transition.TRANSITION_DEACTIVATE, 0), (Transition.TRANSITION_ACTIVATE, 1)):
-            request = ChangeState.Request(transition=Transition(id=transition))
-            assert graph.call(ChangeState, "/policy/change_state", request).success
-            graph.wait(lambda alive=alive: liveliness.alive[-1] == alive, f"{alive} alive")
-        robot.answer()
+@pytest.fixture(scope="module")
+def policies(tmp_path_factory) -> Iterator[Policies]:
+    with TestGraph(tmp_path_factory.mktemp("ends")) as graph:
+        yield Policies(graph, "killed", "stopped", "inactive", "interrupted", "terminated")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_node_ends_cleanly_on_a_signal(tmp_path, number) -> None:
-    with TestGraph(tmp_path) as graph:
-        process = graph.start("policy", MODULE, {"policy": "replay", "model": str(recording(tmp_path / "recording.npz"))})
-        robot = Robot(graph)
-        robot.task()
-        robot.answer()
-        graph.kill("policy", number)
-        assert process.popen.wait(20) == 0, process.tail()
-        assert "Traceback" not in process.tail(40)
+@pytest.mark.parametrize(("name", "number"), [("killed", signal.SIGKILL), ("stopped", signal.SIGSTOP)])
+def test_killed_or_stopped_node_loses_its_liveliness(policies: Policies, name: str, number: int) -> None:
+    policies.wait(name, 1, START)
+    policies.graph.kill(name, number)
+    policies.wait(name, 0, 5.0)
+    if number == signal.SIGSTOP:
+        policies.graph.kill(name, signal.SIGCONT)
+
+
+def test_inactive_node_is_not_alive_and_can_begin_again(policies: Policies) -> None:
+    robot = Robot(policies.graph, "inactive")
+    robot.task()
+    robot.answer()
+    for transition, alive in ((Transition.TRANSITION_DEACTIVATE, 0), (Transition.TRANSITION_ACTIVATE, 1)):
+        request = ChangeState.Request(transition=Transition(id=transition))
+        assert policies.graph.call(ChangeState, "inactive/policy/change_state", request).success
+        policies.wait("inactive", alive)
+    robot.answer()
+
+
+@pytest.mark.parametrize(("name", "number"), [("interrupted", signal.SIGINT), ("terminated", signal.SIGTERM)])
+def test_node_ends_cleanly_on_a_signal(policies: Policies, name: str, number: int) -> None:
+    process = policies.graph.processes[name]
+    robot = Robot(policies.graph, name)
+    robot.task()
+    robot.answer()
+    policies.graph.kill(name, number)
+    assert process.popen.wait(20) == 0, process.tail()
+    assert "Traceback" not in process.tail(40)
 
 
 def test_parameter_file_shows_every_default() -> None:

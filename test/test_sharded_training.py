@@ -20,6 +20,8 @@ from bitvla_ros.training.processes import ProcessesError, processes
 from bitvla_ros.training.state import states
 
 pytest.importorskip("accelerate")
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 # What `accelerate launch --use_fsdp` sets.
 SHARDED = {
     "ACCELERATE_USE_FSDP": "true",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 
@@ -40,6 +42,14 @@ class Simulation:
         graph.start("simulation", "bitvla_ros.nodes.simulation", {"suite": SUITE, "mode": mode, "image_size": 64, **parameters})
         graph.wait(lambda: self.states and self.command.get_subscription_count(), "the first tick")
 
+    def reset(self, task: int, seed: int) -> ResetEpisode.Response:
+        """Begin an episode, and wait for its first tick, whole."""
+        done = self.graph.call(ResetEpisode, "reset_episode", ResetEpisode.Request(task=task, seed=seed))
+        assert done.success
+        self.graph.wait(lambda: self.states[-1].tick == done.tick, "the tick of the reset")
+        self.whole()
+        return done
+
     def send(self, tick: int, action: np.ndarray, hold: bool = False) -> None:
         self.command.publish(EndEffectorCommand(tick=tick, offset=action[:6], gripper=float(action[6]), hold=hold))
 
@@ -55,6 +65,20 @@ class Simulation:
         stamp = self.states[-1].header.stamp
         streams = [self.poses, self.joints, *(images for images in self.images.values() if images)]
         self.graph.wait(lambda: all(s and s[-1].header.stamp == stamp for s in streams), "the whole tick")
+
+
+@pytest.fixture(scope="module")
+def blind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Simulation]:
+    """One without cameras, in lockstep."""
+    with TestGraph(tmp_path_factory.mktemp("blind")) as graph:
+        yield Simulation(graph, cameras=[""])
+
+
+@pytest.fixture
+def simulation(blind: Simulation) -> Simulation:
+    """At the first tick of an episode."""
+    blind.reset(0, 0)
+    return blind
 
 
 def test_lockstep_ticks_equal_the_environment_in_process(tmp_path):
@@ -89,56 +113,48 @@ def test_lockstep_ticks_equal_the_environment_in_process(tmp_path):
         environment.close()
 
 
-def test_in_lockstep_time_waits_for_the_command_with_the_ticks_number(tmp_path):
-    with TestGraph(tmp_path) as graph:
-        simulation = Simulation(graph, cameras=[""])
-        simulation.answer(np.zeros(7, np.float32))
-        for wrong in (0, 2, 10**9):
-            simulation.send(wrong, np.ones(7, np.float32))
-        graph.spin(0.5)
-        assert simulation.states[-1].tick == 1, "time went on without an answer"
-        assert simulation.answer(np.zeros(7, np.float32)).tick == 2
-        assert not any(simulation.images.values())
+def test_in_lockstep_time_waits_for_the_command_with_the_ticks_number(simulation: Simulation):
+    first = simulation.states[-1].tick
+    simulation.answer(np.zeros(7, np.float32))
+    for wrong in (first, first + 2, 10**9):
+        simulation.send(wrong, np.ones(7, np.float32))
+    simulation.graph.spin(0.5)
+    assert simulation.states[-1].tick == first + 1, "time went on without an answer"
+    assert simulation.answer(np.zeros(7, np.float32)).tick == first + 2
+    assert not any(simulation.images.values())
 
 
-def test_a_reset_begins_a_new_tick_and_a_bad_one_is_refused_and_the_node_goes_on(tmp_path):
-    with TestGraph(tmp_path) as graph:
-        simulation = Simulation(graph, cameras=[""])
-        simulation.answer(np.ones(7, np.float32))
-        before = simulation.states[-1]
-        refused = graph.call(ResetEpisode, "reset_episode", ResetEpisode.Request(task=999, seed=0))
-        assert not refused.success and "999" in refused.message
-        assert simulation.answer(np.zeros(7, np.float32)).tick == 2
-        done = graph.call(ResetEpisode, "reset_episode", ResetEpisode.Request(task=2, seed=7))
-        graph.wait(lambda: simulation.states[-1].tick == done.tick, "the tick of the reset")
-        simulation.whole()
-        state = simulation.states[-1]
-        assert done.success and done.tick == 3 and done.instruction == state.instruction and done.step_limit == state.step_limit > 0
-        assert (state.episode, state.step, state.task, state.seed) == (before.episode + 1, 0, 2, 7)
-        assert stamp_to_ns(state.header.stamp) > stamp_to_ns(before.header.stamp)
-        environment = make(SUITE, cameras=())
-        assert pose_from_msg(simulation.poses[-1])[0].tobytes() == environment.reset(2, 7).position.tobytes()
+def test_a_reset_begins_a_new_tick_and_a_bad_one_is_refused_and_the_node_goes_on(simulation: Simulation):
+    first = simulation.states[-1].tick
+    simulation.answer(np.ones(7, np.float32))
+    before = simulation.states[-1]
+    refused = simulation.graph.call(ResetEpisode, "reset_episode", ResetEpisode.Request(task=999, seed=0))
+    assert not refused.success and "999" in refused.message
+    assert simulation.answer(np.zeros(7, np.float32)).tick == first + 2
+    done = simulation.reset(2, 7)
+    state = simulation.states[-1]
+    assert done.tick == first + 3 and done.instruction == state.instruction and done.step_limit == state.step_limit > 0
+    assert (state.episode, state.step, state.task, state.seed) == (before.episode + 1, 0, 2, 7)
+    assert stamp_to_ns(state.header.stamp) > stamp_to_ns(before.header.stamp)
+    environment = make(SUITE, cameras=())
+    assert pose_from_msg(simulation.poses[-1])[0].tobytes() == environment.reset(2, 7).position.tobytes()
 
 
-def test_nonsense_from_another_publisher_does_not_end_the_node(tmp_path):
-    with TestGraph(tmp_path) as graph:
-        simulation = Simulation(graph, cameras=[""])
-        simulation.send(0, np.full(7, np.nan, np.float32))
-        graph.spin(0.3)
-        assert simulation.states[-1].tick == 0
-        assert simulation.answer(np.zeros(7, np.float32)).tick == 1
+def test_nonsense_from_another_publisher_does_not_end_the_node(simulation: Simulation):
+    first = simulation.states[-1].tick
+    simulation.send(first, np.full(7, np.nan, np.float32))
+    simulation.graph.spin(0.3)
+    assert simulation.states[-1].tick == first
+    assert simulation.answer(np.zeros(7, np.float32)).tick == first + 1
 
 
-def test_a_hold_moves_nothing_whatever_its_offset(tmp_path):
-    with TestGraph(tmp_path) as graph:
-        simulation = Simulation(graph, cameras=[""])
-        simulation.whole()
-        environment = make(SUITE, cameras=())
-        environment.reset(0, 0)
-        held = np.array([0, 0, 0, 1e-9, 0, 0, 1], np.float32)  # see _HOLD
-        simulation.answer(np.ones(7, np.float32), hold=True)
-        expected = environment.step(held)
-        assert pose_from_msg(simulation.poses[-1])[0].tobytes() == expected.position.tobytes()
+def test_a_hold_moves_nothing_whatever_its_offset(simulation: Simulation):
+    environment = make(SUITE, cameras=())
+    environment.reset(0, 0)
+    held = np.array([0, 0, 0, 1e-9, 0, 0, 1], np.float32)  # see _HOLD
+    simulation.answer(np.ones(7, np.float32), hold=True)
+    expected = environment.step(held)
+    assert pose_from_msg(simulation.poses[-1])[0].tobytes() == expected.position.tobytes()
 
 
 def test_in_realtime_the_newest_command_is_played_and_then_the_arm_holds(tmp_path):

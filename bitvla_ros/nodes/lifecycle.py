@@ -91,6 +91,8 @@ class ManagedNode(LifecycleNode):
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         self._undo(self.cleanup)
         self.state = "unconfigured"
+        group = self.default_callback_group  # rclpy never forgets what was destroyed: a node that goes round would grow
+        group.entities = {entity for entity in group.entities if entity() is not None}
         return SUCCESS
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
