@@ -22,7 +22,7 @@ DATA = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
 INFO, TASKS, EPISODES, EPISODE_STATISTICS = "meta/info.json", "meta/tasks.jsonl", "meta/episodes.jsonl", "meta/episodes_stats.jsonl"
 STATISTICS = "dataset_statistics.json"  # the reference's, not LeRobot's: a checkpoint takes it over
 IMAGES, STATE, ACTION = "observation.images.", "observation.state", "action"
-OTHER_TASKS, OTHER_ACTIONS = "counterfactual.task_index", "counterfactual.action"  # our own columns; LeRobot keeps and ignores them
+OTHER_TASKS, OTHER_ACTIONS = "counterfactual.task_index", "counterfactual.action"  # our own columns, beside the layout's
 INDICES = ("frame_index", "episode_index", "index", "task_index")
 TIMESTAMP_TOLERANCE = 1e-3  # s; float32 seconds are no better after a few hours
 
