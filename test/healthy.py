@@ -20,7 +20,7 @@ SECONDS = 3
 HAND = np.array([1.0, 0.0, 0.0, 0.0])  # downwards, on the branch of LIBERO's datasets
 LOW = np.array([0.3, -0.2, 0.1, 2.9, -0.2, -0.2, 0.0, -0.04])
 HIGH = np.array([0.7, 0.2, 0.5, 3.3, 0.2, 0.2, 0.04, 0.0])
-MACHINE = Machine("rmw_fastrtps_cpp", True, isa="avx2", available=8 * 10**9, shm=(10**9, 10**9), transports="LARGE_DATA")
+MACHINE = Machine("rmw_fastrtps_cpp", True, isa="avx2", available=8 * 10**9, shm=(10**9, 10**9))
 MODEL = Model("goal", True, 1_585_000_000, 8, 20.0, 224, LOW, HIGH)
 
 

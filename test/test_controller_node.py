@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import signal
+import time
 from collections import Counter
 from collections.abc import Iterator
 
@@ -22,6 +23,7 @@ from bitvla_ros.action import ExecuteInstruction
 from bitvla_ros.msg import ActionChunk as ActionChunkMsg
 from bitvla_ros.msg import EndEffectorCommand, SimulationState, Task
 from bitvla_ros.nodes.conversions import chunk_to_msg, stamp_to_ns
+from bitvla_ros.nodes.liveliness import SETTLE
 from bitvla_ros.nodes.qos import CHUNK, LATCHED
 from bitvla_ros.policy.chunk import ActionChunk
 from bitvla_ros.srv import ResetEpisode
@@ -230,6 +232,20 @@ def test_without_a_policy_a_goal_says_what_to_start(tmp_path) -> None:
         assert result.outcome == Result.FAULT and "start policy_node" in result.reason
         assert graph.call(Trigger, "reset_fault", Trigger.Request()).message == "no fault was latched"
         assert not world.commands
+
+
+def test_a_goal_waits_until_the_policy_has_been_alive_for_a_while(tmp_path) -> None:
+    with TestGraph(tmp_path) as graph:
+        world = World(graph, policy=False)
+        instruction = world.reset().instruction
+        handle = graph.send_goal(instruction)
+        graph.wait(lambda: world.diagnosed("no policy"), "a controller that waits")
+        began = time.monotonic()
+        graph.node.create_publisher(ActionChunkMsg, "action_chunk", CHUNK)
+        graph.wait(lambda: world.tasks and world.tasks[-1].active, "the task")
+        assert time.monotonic() - began >= SETTLE
+        graph.result(handle.cancel_goal_async(), "answer to the cancel")
+        assert graph.outcome(handle).outcome == Result.CANCELLED
 
 
 def test_realtime(tmp_path) -> None:

@@ -315,7 +315,7 @@ FAULTS: list[tuple[Callable[[Case], None], str, str, str]] = [
     (machine(available=2_200_000_000), "memory", "warn", "2,200 MB"),
     (machine(shm=(64 * 2**20, 30 * 10**6)), "shared memory", "warn", "--shm-size"),
     (machine(shm=None), "shared memory", "warn", "no /dev/shm"),
-    (big_images, "transports", "warn", "FASTDDS_BUILTIN_TRANSPORTS=LARGE_DATA"),
+    (big_images, "transports", "warn", "config/fastdds.xml"),
 ]
 
 

@@ -18,12 +18,13 @@ from lifecycle_msgs.srv import ChangeState, GetState
 from rcl_interfaces.srv import SetParameters
 from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.parameter import Parameter as RosParameter
+from rclpy.qos import QoSLivelinessPolicy
 from robot import MODULE, START, Robot, recording
 
 from bitvla_ros.msg import ActionChunk as ActionChunkMsg
 from bitvla_ros.nodes.lifecycle import AUTOSTART
 from bitvla_ros.nodes.policy import PARAMETERS
-from bitvla_ros.nodes.qos import CHUNK
+from bitvla_ros.nodes.qos import CHUNK, LIVELINESS_LEASE
 
 pytestmark = [pytest.mark.ros, pytest.mark.timeout(180)]
 
@@ -172,6 +173,13 @@ def test_killed_or_stopped_node_loses_its_liveliness(policies: Policies, name: s
     policies.wait(name, 0, 5.0)
     if number == signal.SIGSTOP:
         policies.graph.kill(name, signal.SIGCONT)
+
+
+def test_the_node_itself_says_that_it_lives(policies: Policies) -> None:
+    policies.wait("inactive", 1, START)
+    (offer,) = policies.graph.node.get_publishers_info_by_topic("inactive/action_chunk")
+    assert offer.qos_profile.liveliness == QoSLivelinessPolicy.MANUAL_BY_TOPIC
+    assert offer.qos_profile.liveliness_lease_duration == LIVELINESS_LEASE
 
 
 def test_inactive_node_is_not_alive_and_can_begin_again(policies: Policies) -> None:

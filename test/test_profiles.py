@@ -18,7 +18,7 @@ from bitvla_ros.nodes.control_parameters import control_config
 from bitvla_ros.nodes.launching import REAL_ARM, real_arm_graph
 from bitvla_ros.nodes.lifecycle import AUTOSTART
 from bitvla_ros.nodes.parameters import Parameter
-from bitvla_ros.nodes.profiles import Profile, ProfileError, folder_of_profiles, load_profile
+from bitvla_ros.nodes.profiles import Profile, ProfileError, config_folder, load_profile
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 NAMES = sorted(path.stem for path in (REPOSITORY / "config" / "profiles").glob("*.yaml"))
@@ -61,7 +61,7 @@ def check(table: tuple[Parameter, ...], given: dict[str, object]) -> None:
 
 def test_the_promised_arms_are_there() -> None:
     assert set(NAMES) == {"fr3_crisp", "fr3_servo", "ur5e", "gen3", "xarm7", "simulated_arm"}
-    assert folder_of_profiles() == REPOSITORY / "config" / "profiles"
+    assert config_folder() == REPOSITORY / "config"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -192,7 +192,7 @@ def test_a_profile_of_ones_own_is_a_file_with_nested_names_too(tmp_path: Path) -
 def permissions(node: str) -> dict[str, set[str]]:
     """What config/sros2/real_arm.policy.xml allows a node: names by what may be done with them."""
     tree = ElementTree.parse(REPOSITORY / "config" / "sros2" / "real_arm.policy.xml")
-    profile = tree.find(f"./enclaves/enclave[@path='/bitvla/{node}']/profiles/profile[@node='{node}'][@ns='/']")
+    profile = tree.find(f"./enclaves/enclave/profiles/profile[@node='{node}'][@ns='/']")
     assert profile is not None
     allowed: dict[str, set[str]] = {}
     for group in profile:
@@ -238,13 +238,16 @@ def test_the_security_policy_allows_what_the_nodes_open_and_nothing_else(tmp_pat
         graph.start("policy", "bitvla_ros.nodes.policy", given, *arguments)
         graph.wait(lambda: {"controller", "policy"} <= set(graph.node.get_node_names()), "both nodes")
         graph.wait(lambda: "/execute_instruction" in opened(graph.node, "controller")["actions execute"], "an active controller")
-        graph.wait(lambda: "/action_chunk" in opened(graph.node, "policy")["topics publish"], "an active policy")
+        chunks = "_policy_chunks"
+        graph.wait(lambda: chunks in graph.node.get_node_names(), "the policy's second participant")
+        graph.wait(lambda: "/action_chunk" in opened(graph.node, chunks)["topics publish"], "an active policy")
 
         unopened = {"topics publish": {"/target_pose", "/dry/target_pose", "/dry/target_gripper"}}
         unopened["actions call"] = {"/franka_gripper/gripper_action"}  # live and dry mode open these
         check_permissions(opened(graph.node, "controller"), permissions("controller"), unopened)
         cameras = {"topics subscribe": {"/camera/scene/image_raw", "/camera/wrist/image_raw"}}  # a recording has no need of them
         check_permissions(opened(graph.node, "policy"), permissions("policy"), cameras)
+        check_permissions(opened(graph.node, chunks), permissions(chunks), {})
 
 
 def check_permissions(used: dict[str, set[str]], allowed: dict[str, set[str]], unopened: dict[str, set[str]]) -> None:

@@ -82,7 +82,7 @@ class Limits:
     max_state_age: float = 0.5
     chunk_deadline: float = 10.0
     hang_limit: float = 60.0
-    liveliness_grace: float = 0.03
+    liveliness_grace: float = 0.02
     ramp_steps: int = 4
     clamp: tuple[str, ...] = ()
     following_position: float = 0.10

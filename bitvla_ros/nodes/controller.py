@@ -36,6 +36,7 @@ from .liveliness import Liveliness
 from .parameters import ParameterError
 from .qos import CHUNK, LATCHED
 from .setpoints import Setpoints
+from .transports import udp_alone
 
 PARAMETERS = (*control_parameters.PARAMETERS, *sinks.PARAMETERS)
 
@@ -170,8 +171,8 @@ class ControllerNode(ManagedNode):
             return self._output.refusal
         if self._arm.missing is not None:
             return self._arm.missing
-        if not self._policy.alive:
-            return "nobody publishes action_chunk: start policy_node"
+        if self._policy.missing is not None:
+            return self._policy.missing
         if self._arm.lockstep and not self._output.tick_waits:
             return "the simulator's next tick has not come"
         return None
@@ -288,7 +289,8 @@ class ControllerNode(ManagedNode):
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    return run(ControllerNode, args)
+    with udp_alone():
+        return run(ControllerNode, args)
 
 
 if __name__ == "__main__":

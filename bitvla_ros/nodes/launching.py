@@ -71,9 +71,6 @@ REAL_ARM = (
     Argument("enclaves", "", "SROS2: the nodes run in ENCLAVES/controller and ENCLAVES/policy; empty: in none of their own"),
 )
 
-# Fast DDS's default transports lose most images beyond 256x256 on their way between processes.
-ENVIRONMENT = {"FASTDDS_BUILTIN_TRANSPORTS": "LARGE_DATA"}
-
 
 def simulation_graph(arguments: Mapping[str, str], config: str) -> tuple[NodeSpec, ...]:
     """Simulator, controller and policy for the values of the arguments. config: the launch file's own file in config/."""
@@ -146,5 +143,4 @@ def describe_graph(arguments: Sequence[Argument], graph: Callable[[Mapping[str, 
         actions.DeclareLaunchArgument(a.name, default_value=a.default, description=a.description, choices=a.choices or None)
         for a in arguments
     ]
-    environment = [actions.SetEnvironmentVariable(name, value) for name, value in ENVIRONMENT.items()]
-    return need("launch").LaunchDescription([*environment, *declared, actions.OpaqueFunction(function=nodes)])
+    return need("launch").LaunchDescription([*declared, actions.OpaqueFunction(function=nodes)])

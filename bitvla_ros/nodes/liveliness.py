@@ -1,13 +1,37 @@
-"""Whether the policy lives, as DDS says it."""
+"""Whether the policy lives, as DDS says it: how the policy says so, and how the controller takes it."""
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import Any
+
+from rclpy.publisher import Publisher
 
 from bitvla_ros.control.session import Session
 
 from .lifecycle import ManagedNode
+from .qos import LIVELINESS_LEASE
+
+SETTLE = 0.5  # s without a loss before a task may begin: discovery can hold a publisher's first assertions back for longer than the lease
+
+
+class Pulse:
+    """Asserts the liveliness of a publisher four times a lease, in a thread of its own, until it is closed."""
+
+    def __init__(self, publisher: Publisher) -> None:
+        self._publisher, self._ended = publisher, threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="liveliness", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _beat(self) -> None:
+        period = LIVELINESS_LEASE.nanoseconds / 4e9
+        while not self._ended.wait(period):
+            self._publisher.assert_liveliness()
 
 
 class Liveliness:
@@ -22,6 +46,16 @@ class Liveliness:
         self._node, self._session, self._watch = node, session, watch
         self._needed = 1  # none may be lost during a task: a second publisher must not hide the death of the first
         self._timer: Any = None
+        self._since = 0.0  # when the number of those that live changed last; steady clock, s
+
+    @property
+    def missing(self) -> str | None:
+        """What a task still waits for."""
+        if not self.alive:
+            return "nobody publishes action_chunk: start policy_node"
+        if time.monotonic() - self._since < SETTLE:
+            return f"the policy has not been alive for {SETTLE:g} s yet"
+        return None
 
     def begin(self) -> None:
         """A task begins with the publishers that are here."""
@@ -31,7 +65,7 @@ class Liveliness:
     def on_event(self, event: Any) -> None:
         """The subscription's liveliness has changed."""
         self.losses += event.not_alive_count_change > 0
-        self.alive = event.alive_count
+        self.alive, self._since = event.alive_count, time.monotonic()
         self._needed = max(1, self.alive, self._needed if self._session.running else 1)
         alive = self.alive >= self._needed
         self._session.policy_alive(alive, time.monotonic_ns())

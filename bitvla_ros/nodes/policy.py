@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from rclpy.clock import JumpThreshold
 from rclpy.duration import Duration
+from rclpy.event_handler import PublisherEventCallbacks
 from rclpy.node import Node
 from std_msgs.msg import String
 
@@ -33,10 +34,12 @@ from .diagnostics import ERROR, OK, WARN, Status
 from .frames import Frames, TfFrames
 from .inputs import Inputs
 from .lifecycle import ManagedNode, run
+from .liveliness import Pulse
 from .missing import need
 from .parameters import Parameter, ParameterError
-from .qos import CHUNK, LATCHED
+from .qos import CHUNK_OFFERED, LATCHED
 from .schedule import Schedule
+from .transports import Sender
 
 PATIENCE = 0.5  # s without news after which the inputs are looked at all the same: a camera that died is silent
 
@@ -62,6 +65,7 @@ class PolicyNode(ManagedNode):
     def __init__(self, name: str = "policy", make_frames: Callable[[Node], Frames] = TfFrames, **options: Any) -> None:
         super().__init__(name, PARAMETERS, **options)
         self._make_frames = make_frames
+        self._sender = Sender(self, f"_{self.get_name()}_chunks")
         self._wake = threading.Condition()  # guards what follows
         self._news = self._stopping = False
         self._schedule: Schedule | None = None
@@ -100,8 +104,10 @@ class PolicyNode(ManagedNode):
     def activate(self) -> None:
         assert self._policy is not None
         self._stopping, self._schedule, self._health, self._key = False, None, None, None
-        self._publisher = self.create_publisher(ActionChunkMsg, "action_chunk", CHUNK)
-        self._entities.append(lambda publisher=self._publisher: self.destroy_publisher(publisher))
+        topic, events = self.resolve_topic_name("action_chunk"), PublisherEventCallbacks(use_default_callbacks=False)
+        self._publisher = self._sender.node.create_publisher(ActionChunkMsg, topic, CHUNK_OFFERED, event_callbacks=events)
+        self._entities.append(lambda publisher=self._publisher: self._sender.node.destroy_publisher(publisher))
+        self._entities.append(Pulse(self._publisher).close)
         frames = self._make_frames(self) if self._p.state_source == "tf" else None
         self._inputs = Inputs(self, self._p, self._policy.spec, frames, self._tell, self._refuse)
         self._entities.append(self._inputs.close)
@@ -126,6 +132,10 @@ class PolicyNode(ManagedNode):
 
     def cleanup(self) -> None:
         self._policy = None
+
+    def destroy_node(self) -> None:
+        self._sender.close()
+        super().destroy_node()
 
     # ---- callbacks, on the executor's thread
 

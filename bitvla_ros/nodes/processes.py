@@ -140,15 +140,8 @@ def reserve_domain() -> tuple[int, IO[bytes]]:
 
 
 def isolation(domain: int) -> dict[str, str]:
-    """Environment of a graph that nobody else sees.
-
-    LARGE_DATA: with Fast DDS's default transports a 640x480 image takes four times as long, and best effort loses most of them.
-    """
-    environment = {
-        "ROS_DOMAIN_ID": str(domain),
-        "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
-        "FASTDDS_BUILTIN_TRANSPORTS": os.environ.get("FASTDDS_BUILTIN_TRANSPORTS", "LARGE_DATA"),
-    }
+    """Environment of a graph that nobody else sees."""
+    environment = {"ROS_DOMAIN_ID": str(domain), "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
     if os.environ.get("ROS_DISTRO") == "humble":  # knows no discovery range
         environment["ROS_LOCALHOST_ONLY"] = "1"
     return environment

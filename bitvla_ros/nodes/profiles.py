@@ -55,7 +55,7 @@ def find_profile(name: str) -> Path:
         if Path(name).is_file():
             return Path(name)
         raise ProfileError(f"there is no file {name}")
-    folder = folder_of_profiles()
+    folder = config_folder() / "profiles"
     if (folder / f"{name}.yaml").is_file():
         return folder / f"{name}.yaml"
     known = sorted(path.stem for path in folder.glob("*.yaml"))
@@ -64,14 +64,14 @@ def find_profile(name: str) -> Path:
     raise ProfileError(f"there is no profile {name!r} in {folder}: give one of {', '.join(known)}, or a file{hint}")
 
 
-def folder_of_profiles() -> Path:
-    """config/profiles: of the source tree where there is one, else of the installation."""
-    source = Path(__file__).resolve().parents[2] / "config" / "profiles"
+def config_folder() -> Path:
+    """config/: of the source tree where there is one, else of the installation."""
+    source = Path(__file__).resolve().parents[2] / "config"
     if source.is_dir():
         return source
     from ament_index_python.packages import get_package_share_directory
 
-    return Path(get_package_share_directory("bitvla_ros")) / "config" / "profiles"
+    return Path(get_package_share_directory("bitvla_ros")) / "config"
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -129,6 +129,7 @@ def _machine(expected: Expected, rmw: str, liveliness: bool) -> Machine:
 
     from bitvla_ros.evaluation import readiness
 
+    from ..profiles import config_folder
     from .facts import Machine
 
     kernels = readiness.kernels()
@@ -148,5 +149,6 @@ def _machine(expected: Expected, rmw: str, liveliness: bool) -> Machine:
         gpu_problem=problem,
         shm=readiness.shared_memory(),
         transports=os.environ.get("FASTDDS_BUILTIN_TRANSPORTS", ""),
+        profile_for_images=str(config_folder() / "fastdds.xml"),
         dds_profile=os.environ.get("FASTDDS_DEFAULT_PROFILES_FILE") or os.environ.get("FASTRTPS_DEFAULT_PROFILES_FILE", ""),
     )

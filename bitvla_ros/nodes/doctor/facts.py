@@ -194,6 +194,7 @@ class Machine:
     gpu_problem: str = ""
     shm: tuple[int, int] | None = None
     transports: str = ""  # FASTDDS_BUILTIN_TRANSPORTS
+    profile_for_images: str = "config/fastdds.xml"  # where it lies
     dds_profile: str = ""  # a Fast DDS XML file
 
 

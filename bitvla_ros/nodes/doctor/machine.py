@@ -66,10 +66,10 @@ def check_transports(machine: Machine, graph: Graph) -> Iterator[Finding]:
     found = f"FASTDDS_BUILTIN_TRANSPORTS is {chosen}" + (f"; images have {biggest / 1000:,.0f} kB" if biggest else "")
     if machine.dds_profile:
         yield Finding("transports", "ok", f"as {machine.dds_profile} says")
-    elif biggest > DEFAULT_TRANSPORTS and not machine.transports.startswith("LARGE_DATA"):
+    elif biggest > DEFAULT_TRANSPORTS:
         remedy = (
-            "most images beyond 256x256 are late or lost on the default transports: export FASTDDS_BUILTIN_TRANSPORTS=LARGE_DATA for "
-            "every node, the camera's driver too (where Fast DDS is too old for it: an XML profile with 16 MB of shared memory)"
+            "most images beyond 256x256 are lost on the built-in transports: where the camera's driver is started, and here, export "
+            f"FASTDDS_DEFAULT_PROFILES_FILE={machine.profile_for_images} (on Humble and Jazzy FASTRTPS_DEFAULT_PROFILES_FILE)"
         )
         yield Finding("transports", "warn", found, remedy)
     else:

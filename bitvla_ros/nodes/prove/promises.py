@@ -100,6 +100,22 @@ def prove_second_publisher(trials: int, seed: int, logs: Path, advance: Advance)
     return Promise("second_publisher", trials, len(wrong), float(len(wrong)), "unnoticed", 0.0, tuple(wrong[:_EXAMPLES]), samples)
 
 
+def prove_guests(trials: int, seed: int, logs: Path, advance: Advance) -> Promise:
+    """Nodes that have nothing to do with it join the graph while the arm moves, listen, and leave; every other one is killed."""
+    wrong: list[str] = []
+    with World(logs, np.random.default_rng(seed), live=True) as world:
+        for trial in range(trials):
+            world.begin_goal()
+            world.until_moving()
+            world.entertain(killed=bool(trial % 2))
+            world.finish()
+            result = world.result()
+            if result.outcome == ExecuteInstruction.Result.FAULT:
+                wrong.append(f"{'killed' if trial % 2 else 'leaving'}: {result.reason}")
+            advance(1)
+    return Promise("guests", trials, len(wrong), float(len(wrong)), "false stops", 0.0, tuple(wrong[:_EXAMPLES]))
+
+
 def prove_false_stop(seconds: int, seed: int, logs: Path, advance: Advance) -> Promise:
     """Task after task for so long, at 100 Hz, with a network inferring in the policy's process. Nothing is injected: any fault is false."""
     wrong: list[str] = []

@@ -94,6 +94,7 @@ PROOFS = {
     "fuzz": Proof(1_000_000, "messages", "malformed messages through conversions, inputs, gate, player and guard", _fuzz),
     "old_epoch": Proof(1_000, "cancels", "commands of a task after its cancel was answered", _promise("old_epoch")),
     "second_publisher": Proof(30, "trials", "somebody else publishes on the arm's topic", _promise("second_publisher")),
+    "guests": Proof(300, "guests", "other nodes that join while the arm moves, listen, and leave or are killed", _promise("guests")),
     "lifecycle": Proof(1_000, "loops", "configure, activate, deactivate, clean up", _lifecycle),
     "player_rate": Proof(600, "s", "setpoints at 100 Hz while a network infers on the same processors", _promise("player_rate")),
     "false_stop": Proof(3_600, "s", "stops for which there was no reason, while a network infers", _promise("false_stop")),
@@ -106,7 +107,7 @@ EXAMPLES = """\
   bitvla prove --json > prove.json                 the figures as JSON
 
 proofs, and how long they are with --trials 300:
-""" + "\n".join(f"  {name:18} {proof.full:>9,} {proof.unit:9}  {proof.what}" for name, proof in PROOFS.items())
+""" + "\n".join(f"  {name:19} {proof.full:>9,} {proof.unit:9}  {proof.what}" for name, proof in PROOFS.items())
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

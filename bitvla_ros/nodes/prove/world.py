@@ -170,6 +170,22 @@ class World:
         self._start_policy()
 
 
+    # Others
+
+    def entertain(self, killed: bool) -> None:
+        """Somebody else joins the graph, and leaves nicely or is killed. Returns a second later."""
+        guest = self.graph.start("guest", "bitvla_ros.nodes.prove.guest")
+        self.witness.wait(lambda: "guest" in self.witness.get_node_names(), "guest")
+        time.sleep(float(self.random.uniform(0.2, 0.6)))
+        if killed:
+            del self.graph.processes["guest"]
+            os.killpg(guest.popen.pid, signal.SIGKILL)
+            guest.popen.wait(PATIENCE)
+        else:
+            self.graph.stop("guest")
+        time.sleep(1.0)
+
+
 def moving(commands: Sequence[Sent]) -> bool:
     """The arm has been moving for a few steps, and fast enough that its stop cannot be overlooked."""
     last = commands[-4:]
