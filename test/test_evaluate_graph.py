@@ -41,6 +41,15 @@ def test_both_ways_agree_on_every_episode(model: str, episodes: int, successes: 
     assert 0 < graph["latency_ms"]["p50"] <= graph["latency_ms"]["p99"]
 
 
+@pytest.mark.timeout(120)
+def test_an_episode_is_played_on_an_arm_that_is_led_by_poses():
+    code, result, errors = evaluate("expert", "arm", episodes=1)
+    assert code == 0 and result["episodes"] == 1, errors
+    (episode,) = result["episodes_detail"]
+    assert episode["steps"] > 40  # a loaded machine plays badly, but it plays
+    assert result["latency_ms"]["p50"] is not None
+
+
 def test_fault_ends_its_episode_and_not_the_next(tmp_path: Path):
     """Chunks for another rate are refused: the controller latches a fault in each episode."""
     pytest.importorskip("imageio_ffmpeg")

@@ -147,7 +147,7 @@ def test_late_image_meets_the_state_of_its_own_moment(tmp_path) -> None:
     seen = []
     with TestGraph(tmp_path) as graph, in_process(graph, Scripted(seen.append, ("scene",)), max_skew=0.05, max_age=30.0):
         robot = Robot(graph, cameras=("scene",))
-        robot.task()
+        robot.task(interval=1)
         robot.answer()
         graph.spin(0.2)
         moment = robot.now()

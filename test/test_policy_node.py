@@ -195,6 +195,17 @@ def test_schedule_of_a_policy_that_joins_late() -> None:
     assert not Schedule("lift", active=False).wants(1000, 400)
 
 
+def test_in_realtime_the_next_chunk_is_asked_for_so_early_that_it_comes_in_time() -> None:
+    schedule = Schedule("lift", since=1000)
+    assert schedule.wants(1000, 400)
+    schedule.last, schedule.lead = 1000, 150  # 100 for the answer, and a step of 50
+    assert [s for s in range(1000, 1401, 50) if schedule.wants(s, 400)] == [1250, 1300, 1350, 1400]
+    schedule.lead = 2700  # a slow board: as soon as it can
+    assert schedule.wants(1050, 400) and not schedule.wants(1000, 400)
+    schedule.replan_interval = 200
+    assert [s for s in range(1000, 1301, 50) if schedule.wants(s, 400)] == [1200, 1250, 1300]
+
+
 # ---- what is refused
 
 

@@ -82,8 +82,10 @@ class Session:
 
     @property
     def replan_interval(self) -> int:
-        """Nanoseconds between the observations that the policy should answer; 0: the chunk's duration."""
-        return self.config.player.replan_steps * self.config.player.step_duration
+        """Nanoseconds between the observations that the policy should answer; 0: a chunk is played to its end."""
+        player = self.config.player
+        overlap = player.ensemble > 0 and not self.lockstep  # a mean needs as many chunks as it can get
+        return (player.replan_steps or int(overlap)) * player.step_duration
 
     def begin(self, now: int, limit: int, steady: int, *, lockstep: bool) -> int:
         """A task begins at `now` and may take `limit` ns. Returns its epoch. RuntimeError while another runs or a fault is latched."""

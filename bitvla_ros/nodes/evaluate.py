@@ -24,11 +24,13 @@ if TYPE_CHECKING:  # what needs ROS or a library is imported where it is used: -
 EXAMPLES = """\
   bitvla eval nano                                        the shipped model on tabletop_object, 50 episodes, in process
   bitvla eval nano --through ros --output outputs/eval    through simulator, controller and policy node, with videos and a page
+  bitvla eval nano --through arm --episodes 20            as on a real arm: time runs on, the arm is led by poses at 100 Hz, in live mode
   bitvla eval CHECKPOINT --suite tabletop_object --suite tabletop_goal --workers 2
   bitvla eval PATH_OR_HUB_ID --suite libero_goal --control-hz 20 --device cuda
   bitvla eval expert --episodes 20 --json                 what the scripted expert reaches, as JSON"""
 
 CONTROL_HZ = 20.0
+GRAPHS = {"ros": "through a ROS graph, in lockstep", "realtime": "through a ROS graph, in realtime", "arm": "on the simulated arm, live"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,8 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--suite", action="append", help="suite of tasks; may be repeated (default: tabletop_object)")
     parser.add_argument("--episodes", type=COUNT, default=50, help="of each suite; they go round its tasks (default: %(default)s)")
     parser.add_argument(
-        "--through", choices=("process", "ros"), default="process", help="in this process, or a graph in lockstep (default: %(default)s)"
-    )
+        "--through", choices=("process", *GRAPHS), default="process", help="in this process; or a graph: ros in lockstep, realtime where "
+        "time runs on, arm where besides the simulator is an arm behind a driver (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument(
         "--seed", type=NATURAL, default=0, help="tabletop: episodes have the seeds 10000 + SEED, 10001 + SEED, ..., which no training "
         "sees; LIBERO: index of the first initial state (default: %(default)s)",
@@ -65,7 +68,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from bitvla_ros.evaluation.evaluation import Choice, EvaluationError, evaluate, number_of_tasks
     from bitvla_ros.evaluation.film import Film
 
-    if arguments.through == "ros" and arguments.workers > 1:
+    if arguments.through in GRAPHS and arguments.workers > 1:
         raise EvaluationError("--workers is for --through process: a graph plays one episode after another")
     choice = Choice(arguments.model, arguments.threads, arguments.device, arguments.norm_key, arguments.control_hz)
     film = Film(arguments.output, choice.label) if arguments.output else None
@@ -115,25 +118,32 @@ def show(result: dict[str, Any]) -> None:
 def through_ros(
     choice: Choice, suite: str, trials: list[Trial], arguments: argparse.Namespace, film: Film | None, on_done: OnDone
 ) -> list[Attempt]:
-    """The same attempts through simulator, controller and policy node, in lockstep. Raises what keeps the graph from playing."""
+    """The same attempts through simulator, controller and policy node. Raises what keeps the graph from playing."""
     from bitvla_ros.evaluation.evaluation import CAMERAS, EXPERT
 
+    from . import simulated_arm
     from .processes import Graph
     from .recorder import Recorder
 
+    lockstep, arm = arguments.through == "ros", arguments.through == "arm"
     rendered = CAMERAS if film is not None or choice.model != EXPERT else ()
+    simulation = {"suite": suite, "mode": "lockstep" if lockstep else "realtime", **(simulated_arm.simulation(suite) if arm else {})}
+    simulation |= {"cameras": rendered or ("",), "image_size": arguments.image_size}
+    clock = {"use_sim_time": lockstep}
     attempts: list[Attempt] = []
     with _logs(arguments.output) as logs, Graph(logs) as graph:
-        simulation = {"suite": suite, "mode": "lockstep", "cameras": rendered or ("",), "image_size": arguments.image_size}
         graph.start("simulation", "bitvla_ros.nodes.simulation", simulation)
-        graph.start("controller", "bitvla_ros.nodes.controller", {"use_sim_time": True})
-        graph.start("policy", "bitvla_ros.nodes.policy", policy_parameters(choice, suite))
-        with Recorder(CAMERAS if film is not None else (), lockstep=True, check=graph.check) as recorder:
+        graph.start("controller", "bitvla_ros.nodes.controller", simulated_arm.controller() if arm else clock)
+        way = simulated_arm.policy() if arm else {**clock, "synchronised": lockstep}
+        graph.start("policy", "bitvla_ros.nodes.policy", {**way, **policy_parameters(choice, suite)})
+        with Recorder(CAMERAS if film is not None else (), lockstep=lockstep, check=graph.check) as recorder:
             for name in ("simulation", "controller", "policy"):
                 recorder.wait_until_active(name, patience=600.0)  # a large model takes minutes to load
             for trial in trials:
                 if attempts and attempts[-1].outcome == "fault":
                     recorder.reset_fault()
+                if arm:
+                    recorder.go_live()
                 episode = recorder.run(
                     trial.task, trial.seed, steps=None, step_duration=round(1e9 / CONTROL_HZ), on_progress=lambda *_: None
                 )
@@ -143,14 +153,13 @@ def through_ros(
 
 
 def policy_parameters(choice: Choice, suite: str) -> dict[str, Any]:
-    """What the policy node is told, so that it loads what `choice.load` loads."""
+    """What the policy node is told of the model, so that it loads what `choice.load` loads."""
     from bitvla_ros.evaluation.evaluation import EXPERT
     from bitvla_ros.simulation import LIBERO_SUITES
 
-    common = {"synchronised": True, "use_sim_time": True}
     if choice.model == EXPERT:
-        return {**common, "policy": "expert", "suite": suite}
-    network: dict[str, Any] = {**common, "policy": "bitvla", "model": choice.model, "threads": choice.threads, "device": choice.device}
+        return {"policy": "expert", "suite": suite}
+    network: dict[str, Any] = {"policy": "bitvla", "model": choice.model, "threads": choice.threads, "device": choice.device}
     if choice.is_checkpoint:
         network["jpeg"] = suite in LIBERO_SUITES
     given = {"norm_key": choice.norm_key, "control_hz": choice.control_hz}
@@ -207,12 +216,11 @@ def _report(
     from bitvla_ros.evaluation.machine import machine
     from bitvla_ros.evaluation.report import write_report
 
-    way = {"process": "in process", "ros": "through a ROS graph, in lockstep"}[arguments.through]
     hashes = {attempt.model_hash for played in attempts.values() for attempt in played} - {""}
     facts = {
         "model": arguments.model,
         "model hash": ", ".join(sorted(hashes)) or "–",
-        "played": way,
+        "played": GRAPHS.get(arguments.through, "in process"),
         "first seed": str(next(iter(attempts.values()))[0].seed),
         "pictures": f"{arguments.image_size} pixels",
         "threads": str(arguments.threads),

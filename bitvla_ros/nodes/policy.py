@@ -45,7 +45,7 @@ PATIENCE = 0.5  # s without news after which the inputs are looked at all the sa
 
 PARAMETERS = (
     *load.PARAMETERS,
-    Parameter("replan_interval", 0.0, "Least time between two observations in a graph without our controller", "s", 0, 60),
+    Parameter("replan_interval", 0.0, "Between observations, without our controller; 0: a chunk is played to its end", "s", 0, 60),
     Parameter("max_age", 0.15, "Oldest input that is acted upon", "s", 0.001, 60),
     Parameter("max_future", 0.05, "How far ahead of this machine's clock an input's stamp may lie", "s", 0, 60),
     Parameter("max_skew", 0.1, "Between the oldest and the newest input", "s", 0, 60),
@@ -75,6 +75,7 @@ class PolicyNode(ManagedNode):
         self._reason: object = None  # why nothing is published at present
         self._last: dict[str, object] = {}
         self._sequence = 0
+        self._looked_at = -1  # stamp of the newest observation that the gate has seen
         self._policy: Policy | None = None
         self._inputs: Inputs | None = None
         self._thread: threading.Thread | None = None
@@ -194,7 +195,7 @@ class PolicyNode(ManagedNode):
         """Publish a chunk if there is an observation that the task wants answered."""
         policy, spec = self._policy, self._policy.spec
         if self._key != schedule.key:
-            self._key = schedule.key
+            self._key, self._looked_at = schedule.key, -1
             self._gate.reset()
             policy.reset()
         began = time.perf_counter()
@@ -203,8 +204,10 @@ class PolicyNode(ManagedNode):
             return
         now = observation.stamp if schedule.lockstep else self.get_clock().now().nanoseconds
         wanted = schedule.wants(observation.stamp, spec.horizon * spec.step_duration)
-        if not wanted and (schedule.lockstep or now - observation.stamp <= self._gate.config.max_age):
+        known = observation.stamp <= self._looked_at and now - observation.stamp <= self._gate.config.max_age
+        if not wanted and (schedule.lockstep or known):
             return
+        self._looked_at = observation.stamp  # what is not wanted is checked too: a camera that freezes is noticed at its own rate
         try:
             observation = self._inputs.decode(observation)
             self._gate.check(observation, now)
@@ -228,6 +231,7 @@ class PolicyNode(ManagedNode):
                 return  # the task is over
             stamp = observation.stamp if schedule.lockstep else self.get_clock().now().nanoseconds  # in lockstep time stands still
             self._publisher.publish(chunk_to_msg(chunk, stamp))
+            schedule.lead = stamp - observation.stamp + spec.step_duration
             self._sequence += 1
             self._health, self._refused, self._reason = Status(OK, "inferring"), None, None
             self._last = {"latency_ms": f"{total * 1e3:.1f}", "chunk_age_ms": f"{(stamp - observation.stamp) / MS:.1f}"}

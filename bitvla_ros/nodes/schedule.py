@@ -9,7 +9,8 @@ from dataclasses import dataclass
 class Schedule:
     """A task as the policy node keeps it.
 
-    since: no observation older than this may be used. replan_interval: least time between two observations, 0 for none.
+    since: no observation older than this may be used. replan_interval: least time between two observations; 0: each chunk is played to
+    its end, and the next observation is taken `lead` before that: the policy sets it to what the last answer took, and a step.
     lockstep: exactly the observations stamped since + n * min(replan_interval, chunk_duration) are answered.
     """
 
@@ -21,6 +22,7 @@ class Schedule:
     lockstep: bool = False
     numbered: bool = False  # by a controller
     last: int = -1  # stamp of the last observation answered
+    lead: int = 0
 
     @property
     def key(self) -> tuple[int, str, int]:
@@ -32,6 +34,6 @@ class Schedule:
         if not self.active or stamp < self.since or stamp <= self.last:
             return False
         if not self.lockstep:
-            return self.last < 0 or stamp >= self.last + self.replan_interval
+            return self.last < 0 or stamp >= self.last + (self.replan_interval or max(chunk_duration - self.lead, 0))
         interval = min(self.replan_interval or chunk_duration, chunk_duration)
         return (stamp - self.since) % interval == 0
