@@ -176,7 +176,7 @@ def test_the_loss_of_the_policy_matters_only_during_a_task():
     assert busy.fault.reason is FaultReason.POLICY_LOST
 
 
-@pytest.mark.parametrize(("lockstep", "grace_ms"), [(False, 30), (True, 1000)])
+@pytest.mark.parametrize(("lockstep", "grace_ms"), [(False, 20), (True, 1000)])
 def test_a_policy_that_comes_back_within_the_grace_was_not_lost(lockstep, grace_ms):
     checked = guard(lockstep)
     for alive_again in range(0, 5 * SECOND, SECOND):
