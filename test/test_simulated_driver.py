@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("rclpy", reason="rclpy is not installed: pip install '.[ros]'")
 
-from geometry_msgs.msg import PoseStamped, TwistStamped
+from geometry_msgs.msg import PoseStamped, Quaternion, TwistStamped
 from graph import TestGraph
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
@@ -92,10 +92,12 @@ def test_an_arm_goes_to_poses_smoothly_and_stops_when_they_end(tmp_path):
         arm.silence(20)
         assert np.linalg.norm(arm.position - stopped) < 5e-4 and stopped[1] < start[1] + 0.45
         # Nonsense moves nothing and ends nothing.
-        for bad in (pose(start, frame="base"), pose(np.full(3, np.nan)), PoseStamped(header=pose(start).header)):
+        nowhere, long = pose(start), pose(start)
+        nowhere.pose.orientation = Quaternion(x=0.0, y=0.0, z=0.0, w=0.0)
+        long.pose.orientation.w = 3.0
+        for bad in (pose(start, frame="base"), pose(np.full(3, np.nan)), nowhere, long):
             arm.target.publish(bad)
-        bad.pose.orientation.w = 3.0
-        arm.target.publish(bad)
+            arm.silence(10)  # the next would take its place before it is read
         arm.silence(20)
         assert np.linalg.norm(arm.position - stopped) < 5e-4
         # The gripper keeps its last command.
