@@ -49,6 +49,16 @@ def test_one_task_at_a_time():
         begun(lockstep=True).begin(START, STEP, 0, lockstep=True)
 
 
+@pytest.mark.parametrize(
+    ("player", "lockstep", "steps"),
+    [({}, False, 0), ({"replan_steps": 3}, False, 3), ({"ensemble": 0.01}, False, 1), ({"ensemble": 0.01}, True, 0)],
+)
+def test_a_chunk_is_played_to_its_end_unless_chunks_are_averaged(player, lockstep, steps):
+    checked = Session(ControlConfig(player=PlayerConfig(**player)))
+    checked.begin(0, 10**9, 0, lockstep=lockstep)
+    assert checked.replan_interval == steps * checked.config.player.step_duration
+
+
 def test_success_counts_only_after_a_step():
     session = begun(lockstep=True)
     session.accept(chunk(session, START), START, 0)

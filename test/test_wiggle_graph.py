@@ -170,7 +170,7 @@ def test_what_is_missing_is_said(misunderstanding: Misunderstanding):
         ({"gripper_joints": ["finger_joint"]}, "joint_states with finger_joint"),
     ):
         with pytest.raises(WiggleError, match=words), wiggle.wiggler({**PARAMETERS, **change}, check=misunderstanding.check) as arm:
-            arm.wait(5.0)  # participants that missed each other's first announcements meet at the next, 3 s later
+            arm.wait(5.0)  # two participants that miss each other's first announcements meet at the next, 3 s later
     for change, words in (
         ({"sink.kind": "simulator"}, "takes no setpoints"),
         ({"sink.silence_timeout": 0.0}, "nothing stops this arm when we fall silent"),

@@ -46,7 +46,7 @@ class Liveliness:
         self._node, self._session, self._watch = node, session, watch
         self._needed = 1  # none may be lost during a task: a second publisher must not hide the death of the first
         self._timer: Any = None
-        self._since = 0.0  # when the number of those that live changed last; steady clock, s
+        self._since = 0.0  # when DDS last reported a change; steady clock, s
 
     @property
     def missing(self) -> str | None:

@@ -46,8 +46,8 @@ def _chunk(liveliness: QoSLivelinessPolicy) -> QoSProfile:
     )
 
 
-# CHUNK: what the controller asks for, so what any policy must offer at least. Ours says itself that it lives: assertions that Fast DDS
-# makes come in order, and one that is lost holds back the next ones for 0.3 s.
+# CHUNK: what the controller asks for, so what any policy must offer at least. Ours says itself that it lives: those assertions that Fast
+# DDS makes were seen to pause for 0.3 s now and then, when nodes came or went.
 CHUNK = _chunk(QoSLivelinessPolicy.AUTOMATIC)
 CHUNK_OFFERED = _chunk(QoSLivelinessPolicy.MANUAL_BY_TOPIC)
 

@@ -68,8 +68,9 @@ def check_transports(machine: Machine, graph: Graph) -> Iterator[Finding]:
         yield Finding("transports", "ok", f"as {machine.dds_profile} says")
     elif biggest > DEFAULT_TRANSPORTS:
         remedy = (
-            "most images beyond 256x256 are lost on the built-in transports: where the camera's driver is started, and here, export "
-            f"FASTDDS_DEFAULT_PROFILES_FILE={machine.profile_for_images} (on Humble and Jazzy FASTRTPS_DEFAULT_PROFILES_FILE)"
+            "images beyond 256x256 are lost on the built-in transports, most of them on the default ones: export "
+            f"FASTDDS_DEFAULT_PROFILES_FILE={machine.profile_for_images} (on Humble and Jazzy FASTRTPS_DEFAULT_PROFILES_FILE) where the "
+            "camera's driver is started, and here"
         )
         yield Finding("transports", "warn", found, remedy)
     else:
