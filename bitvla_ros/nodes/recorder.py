@@ -40,6 +40,9 @@ RELIABLE = QoSProfile(depth=DEPTH, reliability=ReliabilityPolicy.RELIABLE)
 LATCHED = QoSProfile(depth=DEPTH, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 BEST_EFFORT = QoSProfile(depth=DEPTH, reliability=ReliabilityPolicy.BEST_EFFORT)
 
+PATIENCE = 60.0  # s, for anything that a graph has to answer
+ASK_AGAIN = 10.0  # s
+
 OUTCOMES = ("success", "time_limit", "cancelled", "fault")  # by the numbers of action/ExecuteInstruction.action
 
 
@@ -132,22 +135,13 @@ class Recorder(Node):
 
         steps: limit of control steps, None for the suite's. step_duration: ns. Raises GraphError where the graph refuses or stands still.
         """
-        if not self._until(self._reset.service_is_ready, 30.0):
-            raise GraphError("the simulation offers no reset_episode")
         recording = Episode("", 0, images={role: {} for role in self._cameras}, step_duration=step_duration)
         self._episode = recording
-        answer = self._result(self._reset.call_async(ResetEpisode.Request(task=task, seed=seed)), 60.0, "reset_episode")
-        if not answer.success:
-            raise GraphError(f"the simulation refuses to begin task {task}: {answer.message}")
+        answer = self.reset(task, seed)
         limit = min(steps or answer.step_limit, answer.step_limit)
         recording.instruction, recording.step_limit = answer.instruction, limit
         self._progress = Progress()
-        if not self._until(self._execute.server_is_ready, 30.0):
-            raise GraphError("the controller offers no execute_instruction")
-        goal = ExecuteInstruction.Goal(instruction=answer.instruction, time_limit=ns_to_duration(limit * step_duration))
-        handle = self._result(self._execute.send_goal_async(goal, feedback_callback=self._on_feedback), 30.0, "execute_instruction")
-        if not handle.accepted:
-            raise GraphError("the controller refuses the goal: " + (self._health.get("controller", (b"", ""))[1] or "it does not say why"))
+        handle = self.send_goal(answer.instruction, limit * step_duration, self._on_feedback)
         done = handle.get_result_async()
         began = time.monotonic()
         newest, since = -1, began
@@ -174,17 +168,30 @@ class Recorder(Node):
         on_progress(replace(self._progress, step=result.steps), recording)
         return recording
 
+    def reset(self, task: int, seed: int) -> ResetEpisode.Response:
+        """Begin an episode."""
+        request = ResetEpisode.Request(task=task, seed=seed)
+        answer = self._ask("reset_episode", self._reset.service_is_ready, lambda: self._reset.call_async(request))
+        if not answer.success:
+            raise GraphError(f"the simulation refuses to begin task {task}: {answer.message}")
+        return answer
+
+    def send_goal(self, instruction: str, time_limit: int, on_feedback: Callable[[Any], None] | None = None) -> Any:
+        """The goal's handle. time_limit: ns."""
+        goal = ExecuteInstruction.Goal(instruction=instruction, time_limit=ns_to_duration(time_limit))
+        send = partial(self._execute.send_goal_async, goal, feedback_callback=on_feedback)
+        handle = self._ask("execute_instruction", self._execute.server_is_ready, send)
+        if not handle.accepted:
+            raise GraphError(f"the controller refuses the goal; the nodes say: {self.health()}")
+        return handle
+
     def reset_fault(self) -> None:
         """Clear the fault that the controller has latched, so that it carries out the next instruction."""
-        if not self._until(self._clear.service_is_ready, 30.0):
-            raise GraphError("the controller offers no reset_fault")
-        self._result(self._clear.call_async(Trigger.Request()), 30.0, "reset_fault")
+        self._ask("reset_fault", self._clear.service_is_ready, lambda: self._clear.call_async(Trigger.Request()))
 
     def enable(self, on: bool = True) -> SetBool.Response:
         """Ask the controller for live mode, or end it."""
-        if not self._until(self._enable.service_is_ready, 30.0):
-            raise GraphError("the controller offers no enable: it drives a simulator, or is not up")
-        return self._result(self._enable.call_async(SetBool.Request(data=on)), 30.0, "enable")
+        return self._ask("enable", self._enable.service_is_ready, lambda: self._enable.call_async(SetBool.Request(data=on)))
 
     def go_live(self, patience: float = 30.0) -> None:
         """Until the controller is in live mode. Raises GraphError with what it says against it."""
@@ -195,6 +202,12 @@ class Recorder(Node):
                 raise GraphError(f"no live mode within {patience:g} s: {answer.message}")
             self._until(lambda: False, 0.05)
             answer = self.enable()
+
+    def answer(self, future: Future, what: str) -> Any:
+        """Its result. Raises GraphError when it does not come."""
+        if not self._until(future.done, PATIENCE):
+            raise GraphError(f"{what} is not answered within {PATIENCE:g} s; the nodes say: {self.health()}")
+        return future.result()
 
     def health(self) -> str:
         """What the nodes last said on /diagnostics."""
@@ -212,10 +225,14 @@ class Recorder(Node):
             time.sleep(0.01)
         return True
 
-    def _result(self, future: Future, patience: float, what: str) -> Any:
-        if not self._until(future.done, patience):
-            raise GraphError(f"{what} is not answered within {patience:g} s; the nodes say: {self.health()}")
-        return future.result()
+    def _ask(self, what: str, is_ready: Callable[[], bool], send: Callable[[], Future]) -> Any:
+        """The answer of a server. One that has not met a new client entirely loses its request now and then: it is sent again."""
+        if not self._until(is_ready, PATIENCE):
+            raise GraphError(f"nobody offers {what}; the nodes say: {self.health()}")
+        future = send()
+        if not self._until(future.done, ASK_AGAIN):
+            future = send()
+        return self.answer(future, what)
 
     # Callbacks, in the spinning thread. They only keep what arrives.
 

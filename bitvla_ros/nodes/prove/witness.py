@@ -9,20 +9,15 @@ from typing import Any
 import numpy as np
 from geometry_msgs.msg import PoseStamped
 from rclpy.qos import QoSProfile
-from rclpy.task import Future
 from std_msgs.msg import String, UInt64
 from std_srvs.srv import SetBool
 
-from bitvla_ros.action import ExecuteInstruction
 from bitvla_ros.evaluation.proofs.stopping import Sent, Target
 from bitvla_ros.msg import ActionChunk, EndEffectorCommand
-from bitvla_ros.srv import ResetEpisode
 
-from ..conversions import ns_to_duration, stamp_to_ns
+from ..conversions import stamp_to_ns
 from ..qos import LATCHED
-from ..recorder import GraphError, Recorder, target
-
-PATIENCE = 60.0  # s, for anything that a graph has to answer
+from ..recorder import PATIENCE, GraphError, Recorder, target
 
 
 class Witness(Recorder):
@@ -69,29 +64,9 @@ class Witness(Recorder):
         """Whether the condition comes to hold within `patience` s."""
         return self._until(condition, patience)
 
-    def answer(self, future: Future, what: str, patience: float = PATIENCE) -> Any:
-        return self._result(future, patience, what)
-
-    def reset(self, task: int, seed: int) -> ResetEpisode.Response:
-        self.wait(self._reset.service_is_ready, "reset_episode")
-        answer = self.answer(self._reset.call_async(ResetEpisode.Request(task=task, seed=seed)), "reset_episode")
-        if not answer.success:
-            raise GraphError(f"the simulation refuses to begin task {task}: {answer.message}")
-        return answer
-
-    def send_goal(self, instruction: str, seconds: float) -> Any:
-        """The goal's handle."""
-        self.wait(self._execute.server_is_ready, "execute_instruction")
-        goal = ExecuteInstruction.Goal(instruction=instruction, time_limit=ns_to_duration(round(seconds * 1e9)))
-        handle = self.answer(self._execute.send_goal_async(goal), "execute_instruction")
-        if not handle.accepted:
-            raise GraphError(f"the controller refuses the goal; the nodes say: {self.health()}")
-        return handle
-
     def hang(self, on: bool) -> int:
         """Let inference hang or go on; ns of the steady clock since when."""
-        self.wait(self._hang.service_is_ready, "policy/hang")
-        return int(self.answer(self._hang.call_async(SetBool.Request(data=on)), "policy/hang").message)
+        return int(self._ask("policy/hang", self._hang.service_is_ready, lambda: self._hang.call_async(SetBool.Request(data=on))).message)
 
     def set_camera_fault(self, name: str) -> int:
         """Let the cameras fail, or with "" work again; ns of the steady clock since when."""
