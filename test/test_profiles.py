@@ -238,7 +238,7 @@ def test_the_security_policy_allows_what_the_nodes_open_and_nothing_else(tmp_pat
         graph.start("policy", "bitvla_ros.nodes.policy", given, *arguments)
         graph.wait(lambda: {"controller", "policy"} <= set(graph.node.get_node_names()), "both nodes")
         graph.wait(lambda: "/execute_instruction" in opened(graph.node, "controller")["actions execute"], "an active controller")
-        chunks = "_policy_chunks"
+        chunks = "_policy_sender"
         graph.wait(lambda: chunks in graph.node.get_node_names(), "the policy's second participant")
         graph.wait(lambda: "/action_chunk" in opened(graph.node, chunks)["topics publish"], "an active policy")
 

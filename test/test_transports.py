@@ -7,81 +7,140 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("rclpy", reason="rclpy is not installed: pip install '.[ros]'")
 
+from diagnostic_msgs.msg import DiagnosticArray
 from graph import TestGraph
 
-from bitvla_ros.nodes.transports import OURS, udp_alone
+from bitvla_ros.nodes.transports import IMAGES, LOCALHOST, chosen, udp_alone
 
 ROOT = Path(__file__).resolve().parents[1]
-TRANSPORTS, PROFILES = "FASTDDS_BUILTIN_TRANSPORTS", "FASTDDS_DEFAULT_PROFILES_FILE"
+TRANSPORTS, PROFILES, RANGE = "FASTDDS_BUILTIN_TRANSPORTS", "FASTDDS_DEFAULT_PROFILES_FILE", "ROS_AUTOMATIC_DISCOVERY_RANGE"
 PORTS = re.compile(r"fast\w+_port\d+")  # of Fast DDS's shared memory, as files that a process has mapped
 
 
-@pytest.mark.parametrize("profile", ["/opt/robot/discovery.xml", None])
-def test_a_profile_of_the_users_own_stays_in_force(monkeypatch: pytest.MonkeyPatch, profile: str | None) -> None:
+@pytest.fixture(autouse=True)
+def clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (TRANSPORTS, PROFILES, "FASTRTPS_DEFAULT_PROFILES_FILE", RANGE, "ROS_STATIC_PEERS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def settings() -> tuple[str | None, str | None, str | None]:
+    profile = os.environ.get(PROFILES)
+    return os.environ.get(RANGE), profile and Path(profile).name, os.environ.get(TRANSPORTS)
+
+
+@pytest.mark.parametrize("profile", [None, str(ROOT / "config" / IMAGES)], ids=["no profile", "for images"])
+@pytest.mark.parametrize(
+    ("found", "main", "alone"),
+    [
+        ("SUBNET", ("SUBNET", None, "LARGE_DATA"), ("SUBNET", None, "UDPv4")),
+        ("LOCALHOST", ("SYSTEM_DEFAULT", LOCALHOST, "SHM"), ("SYSTEM_DEFAULT", LOCALHOST, "NONE")),
+    ],
+)
+def test_each_participant_has_its_choice(
+    monkeypatch: pytest.MonkeyPatch, found: str, profile: str | None, main: tuple[str, ...], alone: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv(RANGE, found)
     monkeypatch.setenv(TRANSPORTS, "LARGE_DATA")
-    monkeypatch.delenv(PROFILES, raising=False)
     if profile:
         monkeypatch.setenv(PROFILES, profile)
-    with udp_alone():
-        assert os.environ[TRANSPORTS] == "UDPv4" and os.environ.get(PROFILES) == profile
-    assert os.environ[TRANSPORTS] == "LARGE_DATA" and os.environ.get(PROFILES) == profile
+    before = settings()
+    with chosen():
+        assert settings() == main
+        with udp_alone():
+            assert settings() == alone
+        assert settings() == main
+    assert settings() == before
 
 
-def test_our_profile_for_images_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(TRANSPORTS, raising=False)
-    monkeypatch.setenv(PROFILES, str(ROOT / "config" / OURS))
-    with udp_alone():
-        assert PROFILES not in os.environ
-    assert TRANSPORTS not in os.environ and os.environ[PROFILES].endswith(OURS)
+@pytest.mark.parametrize("name", [PROFILES, "ROS_STATIC_PEERS"])
+def test_what_the_user_has_set_up_stays_in_force(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(RANGE, "LOCALHOST")
+    monkeypatch.setenv(name, "/opt/robot/discovery.xml")
+    with chosen(), udp_alone():
+        assert os.environ[RANGE] == "LOCALHOST" and os.environ[name] == "/opt/robot/discovery.xml" and os.environ[TRANSPORTS] == "UDPv4"
 
 
 SENDER = """
 import re, rclpy
 from rclpy.node import Node
-from bitvla_ros.nodes.transports import Sender
+from bitvla_ros.nodes.transports import Sender, chosen
 def ports(): return sorted(set(re.findall(r"fast\\w+_port\\d+", open("/proc/self/maps").read())))
-rclpy.init()
-node = Node("policy", namespace="arm")
-before = ports()
-sender = Sender(node, "_policy_chunks")
-print(len(before), ports() == before, sender.node.get_fully_qualified_name())
-sender.close()
-rclpy.shutdown()
+with chosen():
+    rclpy.init()
+    node = Node("policy", namespace="arm")
+    before = ports()
+    sender = Sender(node, "_policy_sender")
+    print(len(before), ports() == before, sender.node.get_fully_qualified_name())
+    sender.close()
+    rclpy.shutdown()
 """
 
 
-@pytest.fixture
-def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestGraph]:
-    """A graph whose nodes discover nobody: in one of LOCALHOST rmw_fastrtps chooses the transports."""
+@pytest.fixture(params=["SUBNET", "LOCALHOST"])
+def graph(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestGraph]:
+    """A graph of this discovery range, in a domain of its own."""
     if not Path("/dev/shm").is_dir():
         pytest.skip("this system has no shared memory")
+    monkeypatch.setattr("bitvla_ros.nodes.processes.DISCOVERY", request.param)
     with TestGraph(tmp_path) as graph:
-        monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "OFF")
-        monkeypatch.setenv(TRANSPORTS, "DEFAULT")
         yield graph
 
 
+PROFILE = pytest.mark.parametrize("profile", [None, ROOT / "config" / IMAGES], ids=["default", "for images"])
+
+
 @pytest.mark.ros
-def test_a_sender_beside_a_node_with_shared_memory_has_none(alone: TestGraph) -> None:
+@PROFILE
+def test_a_sender_beside_shared_memory_has_none(graph: TestGraph, monkeypatch: pytest.MonkeyPatch, profile: Path | None) -> None:
+    if profile:
+        monkeypatch.setenv(PROFILES, str(profile))
     done = subprocess.run([sys.executable, "-c", SENDER], env=os.environ, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     count, same, name = done.stdout.split()
-    assert int(count) > 0 and same == "True" and name == "/arm/_policy_chunks"
+    assert int(count) > 0 and same == "True" and name == "/arm/_policy_sender"
 
 
 @pytest.mark.ros
-@pytest.mark.parametrize("profile", [None, ROOT / "config" / OURS], ids=["default", "for images"])
-def test_the_controller_has_none(alone: TestGraph, monkeypatch: pytest.MonkeyPatch, profile: Path | None) -> None:
+@PROFILE
+def test_the_controller_has_none_and_all_find_each_other(graph: TestGraph, monkeypatch: pytest.MonkeyPatch, profile: Path | None) -> None:
     if profile:
         monkeypatch.setenv(PROFILES, str(profile))
-    for name in ("controller", "simulation"):
-        alone.start(name, f"bitvla_ros.nodes.{name}", {})
-    alone.wait(lambda: all("active" in process.tail() for process in alone.processes.values()), "both nodes")
-    mapped = {name: PORTS.findall(Path(f"/proc/{process.popen.pid}/maps").read_text()) for name, process in alone.processes.items()}
-    assert mapped["simulation"] and not mapped["controller"]
+    health: dict[str, str] = {}
+
+    def on_diagnostics(array: DiagnosticArray) -> None:
+        health.update({status.name: status.message for status in array.status})
+
+    graph.node.create_subscription(DiagnosticArray, "/diagnostics", on_diagnostics, 10)
+    nodes = {"controller": {}, "simulation": {"mode": "realtime"}, "policy": {"policy": "expert", "suite": "tabletop_object"}}
+    for name, parameters in nodes.items():
+        graph.start(name, f"bitvla_ros.nodes.{name}", parameters)
+    graph.wait(lambda: health.get("controller") == "ready" and len(health) == 3, "controller that hears a policy")
+    mapped = {name: PORTS.findall(Path(f"/proc/{process.popen.pid}/maps").read_text()) for name, process in graph.processes.items()}
+    assert mapped["simulation"] and mapped["policy"] and not mapped["controller"]
+    topics = ("action_chunk", "/diagnostics")
+    publish = {topic: {info.node_name for info in graph.node.get_publishers_info_by_topic(topic)} for topic in topics}
+    assert publish == {"action_chunk": {"_policy_sender"}, "/diagnostics": {"_policy_sender", "controller", "simulation"}}
+
+
+@pytest.mark.ros
+def test_a_graph_of_this_machine_alone_listens_to_nobody_else(tmp_path: Path) -> None:
+    with TestGraph(tmp_path) as graph:
+        graph.start("controller", "bitvla_ros.nodes.controller", {})
+        process = graph.processes["controller"]
+        graph.wait(lambda: "active" in process.tail(), "active controller")
+        assert listening(process.popen.pid) == {"127.0.0.1"}
+
+
+def listening(pid: int) -> set[str]:
+    """Addresses of a process's UDP sockets (proc(5): /proc/net/udp)."""
+    links = [os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()]
+    inodes = {link[len("socket:[") : -1] for link in links if link.startswith("socket:[")}
+    rows = [line.split() for line in Path("/proc/net/udp").read_text().splitlines()[1:]]
+    return {str(IPv4Address(int(row[1][:8], 16).to_bytes(4, sys.byteorder))) for row in rows if row[9] in inodes}

@@ -36,7 +36,7 @@ from .liveliness import Liveliness
 from .parameters import ParameterError
 from .qos import CHUNK, LATCHED
 from .setpoints import Setpoints
-from .transports import udp_alone
+from .transports import chosen, udp_alone
 
 PARAMETERS = (*control_parameters.PARAMETERS, *sinks.PARAMETERS)
 
@@ -289,7 +289,7 @@ class ControllerNode(ManagedNode):
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    with udp_alone():
+    with chosen(), udp_alone():
         return run(ControllerNode, args)
 
 

@@ -22,13 +22,16 @@ class Status:
 
 
 class Diagnostics:
-    """Publishes what `status` returns, at 1 Hz on the steady clock (simulated time may stand still)."""
+    """Publishes what `status` returns, at 1 Hz on the steady clock (simulated time may stand still).
 
-    def __init__(self, node: Node, status: Callable[[], Status], hardware_id: str = "") -> None:
+    outlet: the node that publishes for `node`.
+    """
+
+    def __init__(self, node: Node, outlet: Node, status: Callable[[], Status], hardware_id: str = "") -> None:
         self._node = node
         self._status = status
         self._hardware_id = hardware_id
-        self._publisher = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        self._publisher = outlet.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self._timer = node.create_timer(1.0, self.publish, clock=Clock(clock_type=ClockType.STEADY_TIME))
 
     def publish(self) -> None:

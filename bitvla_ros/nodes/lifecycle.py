@@ -13,6 +13,7 @@ import rclpy
 from rclpy.clock import Clock, ClockType
 from rclpy.executors import Executor, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 from rclpy.timer import Timer
 
@@ -40,7 +41,11 @@ class ManagedNode(LifecycleNode):
         self.parameters = Parameters(self, (AUTOSTART, *table))
         self.failure: str | None = None  # why the last transition failed
         self.state = "unconfigured"
-        self.diagnostics = Diagnostics(self, self._status)
+        self.diagnostics = Diagnostics(self, self.outlet(), self._status)
+
+    def outlet(self) -> Node:
+        """The node that publishes this one's diagnostics; asked for once."""
+        return self
 
     def configure(self, p: SimpleNamespace) -> None:
         """Load what is needed. p: the checked parameters by name."""

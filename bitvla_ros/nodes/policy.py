@@ -39,7 +39,7 @@ from .missing import need
 from .parameters import Parameter, ParameterError
 from .qos import CHUNK_OFFERED, LATCHED
 from .schedule import Schedule
-from .transports import Sender
+from .transports import Sender, chosen
 
 PATIENCE = 0.5  # s without news after which the inputs are looked at all the same: a camera that died is silent
 
@@ -65,7 +65,6 @@ class PolicyNode(ManagedNode):
     def __init__(self, name: str = "policy", make_frames: Callable[[Node], Frames] = TfFrames, **options: Any) -> None:
         super().__init__(name, PARAMETERS, **options)
         self._make_frames = make_frames
-        self._sender = Sender(self, f"_{self.get_name()}_chunks")
         self._wake = threading.Condition()  # guards what follows
         self._news = self._stopping = False
         self._schedule: Schedule | None = None
@@ -80,6 +79,11 @@ class PolicyNode(ManagedNode):
         self._inputs: Inputs | None = None
         self._thread: threading.Thread | None = None
         self._entities: list[Callable[[], None]] = []
+
+    def outlet(self) -> Node:
+        """Publishing holds the GIL. So what waits for shared memory would hold up the pulse, which says that the policy lives."""
+        self._sender = Sender(self, f"_{self.get_name()}_sender")
+        return self._sender.node
 
     # ---- lifecycle
 
@@ -271,7 +275,8 @@ class PolicyNode(ManagedNode):
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    return run(PolicyNode, args)
+    with chosen():
+        return run(PolicyNode, args)
 
 
 if __name__ == "__main__":

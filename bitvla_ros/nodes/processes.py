@@ -24,6 +24,7 @@ from types import TracebackType
 from typing import IO, Any
 
 DOMAINS = range(1, 102)  # above 101 the ports run into Linux's ephemeral range (docs.ros.org, "The ROS_DOMAIN_ID")
+DISCOVERY = "LOCALHOST"  # range of a graph (docs.ros.org, "Improved Dynamic Discovery")
 PATIENCE = ((signal.SIGINT, 5.0), (signal.SIGTERM, 2.0), (signal.SIGKILL, 5.0))  # what a node is sent, and how long it has, s
 
 
@@ -141,7 +142,7 @@ def reserve_domain() -> tuple[int, IO[bytes]]:
 
 def isolation(domain: int) -> dict[str, str]:
     """Environment of a graph that nobody else sees."""
-    environment = {"ROS_DOMAIN_ID": str(domain), "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
+    environment = {"ROS_DOMAIN_ID": str(domain), "ROS_AUTOMATIC_DISCOVERY_RANGE": DISCOVERY}
     if os.environ.get("ROS_DISTRO") == "humble":  # knows no discovery range
         environment["ROS_LOCALHOST_ONLY"] = "1"
     return environment

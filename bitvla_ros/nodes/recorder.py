@@ -85,9 +85,10 @@ class Recorder(Node):
         for role in self._cameras:
             self.create_subscription(Image, f"camera/{role}/image_raw", partial(self._on_image, role), images)
         self.create_subscription(SimulationState, "simulation_state", self._on_state, LATCHED)
-        self.create_subscription(ActionChunk, "action_chunk", self._on_chunk, RELIABLE)
-        self.create_subscription(EndEffectorCommand, "end_effector_command", self._on_command, RELIABLE)
-        self.create_subscription(PoseStamped, "target_pose", self._on_target, RELIABLE)
+        self._chunks = self.create_subscription(ActionChunk, "action_chunk", self._on_chunk, RELIABLE)
+        commands = self.create_subscription(EndEffectorCommand, "end_effector_command", self._on_command, RELIABLE)
+        targets = self.create_subscription(PoseStamped, "target_pose", self._on_target, RELIABLE)
+        self._commands = (commands, targets)  # the controller publishes on one of them
         self.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
         self._reset = self.create_client(ResetEpisode, "reset_episode")
         self._clear = self.create_client(Trigger, "reset_fault")
@@ -141,6 +142,7 @@ class Recorder(Node):
         limit = min(steps or answer.step_limit, answer.step_limit)
         recording.instruction, recording.step_limit = answer.instruction, limit
         self._progress = Progress()
+        self._until(lambda: self._hears_all, PATIENCE)  # discovery takes up to 3 s; the controller may be done with it sooner
         handle = self.send_goal(answer.instruction, limit * step_duration, self._on_feedback)
         done = handle.get_result_async()
         began = time.monotonic()
@@ -233,6 +235,10 @@ class Recorder(Node):
         if not self._until(future.done, ASK_AGAIN):
             future = send()
         return self.answer(future, what)
+
+    @property
+    def _hears_all(self) -> bool:
+        return self._chunks.get_publisher_count() > 0 and any(topic.get_publisher_count() for topic in self._commands)
 
     # Callbacks, in the spinning thread. They only keep what arrives.
 

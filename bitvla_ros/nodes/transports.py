@@ -3,14 +3,14 @@
 When a participant appears, everybody who sends to it through shared memory first looks whether its port is healthy. That look takes a
 third of a second or more, in which the sender sends nothing to anybody, assertions of liveliness included (eProsima/Fast-DDS issue
 6535). So `ros2 topic echo` beside a moving arm could stop it. The controller, and whoever publishes chunks, therefore speak UDP alone.
-Images are too big for that; config/fastdds.xml gives shared memory that holds them.
+Images are too big for that; config/fastdds.xml gives those who publish them shared memory that holds them.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import rclpy
@@ -19,23 +19,35 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.signals import SignalHandlerOptions
 
-_TRANSPORTS = "FASTDDS_BUILTIN_TRANSPORTS"
+from .profiles import config_folder
+
+_TRANSPORTS, _RANGE = "FASTDDS_BUILTIN_TRANSPORTS", "ROS_AUTOMATIC_DISCOVERY_RANGE"
 _PROFILES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")  # of Fast DDS 3 and 2
-OURS = "fastdds.xml"  # in config/
+IMAGES, LOCALHOST = "fastdds.xml", "fastdds_localhost.xml"  # in config/
+
+
+@contextlib.contextmanager
+def chosen() -> Iterator[None]:
+    """Around a process's life: its first participant makes Fast DDS read the profiles, for all of them.
+
+    The profile for images would give every participant shared memory, so it is put aside; whoever receives needs none. With the
+    discovery range LOCALHOST, rmw_fastrtps would do so as well: ours replaces what it sets, and leaves the choice to udp_alone().
+    A profile of the user's own stays in force.
+    """
+    changes: dict[str, str | None] = {}
+    if _profile() in ("", IMAGES):
+        changes = dict.fromkeys(_PROFILES)
+        if os.environ.get(_RANGE) == "LOCALHOST" and not os.environ.get("ROS_STATIC_PEERS"):
+            changes = dict.fromkeys(_PROFILES, str(config_folder() / LOCALHOST)) | {_RANGE: "SYSTEM_DEFAULT", _TRANSPORTS: "SHM"}
+    with _environment(changes):
+        yield
 
 
 @contextlib.contextmanager
 def udp_alone() -> Iterator[None]:
-    """Participants that are created within use no shared memory, unless ROS_AUTOMATIC_DISCOVERY_RANGE is LOCALHOST: then rmw_fastrtps
-    itself chooses shared memory and UDP. A profile of the user's own is left in force; ours is for images."""
-    changes: dict[str, str | None] = {_TRANSPORTS: "UDPv4"}
-    changes |= {name: None for name in _PROFILES if Path(os.environ.get(name, "")).name == OURS}
-    before = {name: os.environ.get(name) for name in changes}
-    try:
-        _set(changes)
+    """Participants that are created within use no shared memory, unless a profile of the user's own gives it to them."""
+    with _environment({_TRANSPORTS: "NONE" if _profile() == LOCALHOST else "UDPv4"}):
         yield
-    finally:
-        _set(before)
 
 
 class Sender:
@@ -57,7 +69,22 @@ class Sender:
         self._context.try_shutdown()
 
 
-def _set(values: dict[str, str | None]) -> None:
+def _profile() -> str:
+    """Name of the file with profiles, if there is one."""
+    return next((Path(os.environ[name]).name for name in _PROFILES if os.environ.get(name)), "")
+
+
+@contextlib.contextmanager
+def _environment(changes: Mapping[str, str | None]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in changes}
+    try:
+        _set(changes)
+        yield
+    finally:
+        _set(before)
+
+
+def _set(values: Mapping[str, str | None]) -> None:
     for name, value in values.items():
         os.environ.pop(name, None)
         if value is not None:

@@ -28,6 +28,7 @@ from bitvla_ros.policy.policy import Policy
 
 from ..lifecycle import run
 from ..policy import PolicyNode
+from ..transports import chosen
 
 
 class Hanging:
@@ -79,7 +80,8 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--network", default="")
     parser.add_argument("cameras", nargs="*")
     own = parser.parse_args(remove_ros_args(arguments)[1:])
-    return run(lambda: SubjectNode(own.cameras, own.network), arguments)
+    with chosen():
+        return run(lambda: SubjectNode(own.cameras, own.network), arguments)
 
 
 if __name__ == "__main__":
