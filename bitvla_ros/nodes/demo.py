@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from bitvla_ros.arguments import NATURAL, POSITIVE
 
 from . import simulated_arm
+from .modes import ARM, LOCKSTEP, MODES, parameters
 
 if TYPE_CHECKING:  # what needs ROS or a library is imported where it is used: --help must work everywhere
     from rich.console import Console
@@ -34,7 +35,6 @@ EXAMPLES = """\
 CAMERAS = ("scene", "wrist")
 CONTROL_HZ = 20.0
 POLICIES = ("expert", "bitvla")
-MODES = ("lockstep", "realtime", "arm")
 RANDOM = "random:"  # and a preset: weights that were never trained
 
 
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mode",
         choices=MODES,
-        default="lockstep",
+        default=LOCKSTEP,
         help="lockstep: reproducible at any speed; realtime: time runs on; arm: so it does, and the simulator is an arm behind a driver",
     )
     parser.add_argument("--policy", choices=POLICIES, action="append", help="run only this one; may be repeated (default: both)")
@@ -78,19 +78,20 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     seen: list[tuple[Any, Any]] = []
     with Graph(output / "logs") as graph:
         console.print(f"a graph of its own: ROS domain {graph.domain}, this machine only; logs in {output / 'logs'}", soft_wrap=True)
-        graph.start("simulation", "bitvla_ros.nodes.simulation", simulation_parameters(arguments))
-        graph.start("controller", "bitvla_ros.nodes.controller", controller_parameters(arguments))
-        with Recorder(CAMERAS, lockstep=arguments.mode == "lockstep", check=graph.check) as recorder:
+        told = parameters(arguments.mode, arguments.suite)
+        graph.start("simulation", "bitvla_ros.nodes.simulation", told.simulation)
+        graph.start("controller", "bitvla_ros.nodes.controller", told.controller)
+        with Recorder(CAMERAS, lockstep=arguments.mode == LOCKSTEP, check=graph.check) as recorder:
             for policy in arguments.policy or POLICIES:
                 label = policy_label(policy, arguments.model)
                 console.print(f"[bold]{label}[/]" + (": untrained, it moves the arm and solves no task" if "random" in label else ""))
-                with _policy_node(graph, recorder, policy, arguments, console):
+                with _policy_node(graph, recorder, policy, {**told.policy, **policy_parameters(policy, arguments)}, console):
                     episode = _play(recorder, arguments, console)
                 caption, moments, missing = _film(episode, label, output / f"{policy}.mp4", console)
                 if moments:
                     seen.append((caption, moments))
                 report = _report(policy, label, episode, arguments)
-                if arguments.mode == "arm":
+                if arguments.mode == ARM:
                     report |= setpoint_report(episode.targets)
                 report |= {"video": str(output / f"{policy}.mp4") if moments else None, "frames": len(moments), "frames_missing": missing}
                 results.append(report)
@@ -139,30 +140,11 @@ def _setpoint_table(episodes: list[dict[str, Any]]) -> Table:
     return table
 
 
-# What the nodes are told.
-
-
-def simulation_parameters(arguments: argparse.Namespace) -> dict[str, Any]:
-    if arguments.mode == "arm":
-        return simulated_arm.simulation(arguments.suite)
-    return {"suite": arguments.suite, "mode": arguments.mode}
-
-
-def controller_parameters(arguments: argparse.Namespace) -> dict[str, Any]:
-    if arguments.mode == "arm":
-        return simulated_arm.controller()
-    return {"use_sim_time": arguments.mode == "lockstep"}
-
-
 def policy_parameters(policy: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    lockstep = arguments.mode == "lockstep"
-    common = {"policy": policy, "synchronised": lockstep, "use_sim_time": lockstep}
-    if arguments.mode == "arm":
-        common |= simulated_arm.policy()
     if policy == "expert":
-        return {**common, "suite": arguments.suite}
+        return {"policy": policy, "suite": arguments.suite}
     given = {"control_hz": arguments.control_hz, "norm_key": arguments.norm_key}  # never a guess: the checkpoint's own where not given
-    return {**common, "model": arguments.model, **{name: value for name, value in given.items() if value is not None}}
+    return {"policy": policy, "model": arguments.model, **{name: value for name, value in given.items() if value is not None}}
 
 
 def policy_label(policy: str, model: str) -> str:
@@ -172,9 +154,9 @@ def policy_label(policy: str, model: str) -> str:
 
 
 @contextlib.contextmanager
-def _policy_node(graph: Graph, recorder: Recorder, policy: str, arguments: argparse.Namespace, console: Console) -> Iterator[None]:
+def _policy_node(graph: Graph, recorder: Recorder, policy: str, told: dict[str, Any], console: Console) -> Iterator[None]:
     """The policy's node while the body runs. Simulation and controller stay, as they would on a robot."""
-    graph.start("policy", "bitvla_ros.nodes.policy", policy_parameters(policy, arguments))
+    graph.start("policy", "bitvla_ros.nodes.policy", told)
     with console.status("starting the nodes"):
         for name in ("simulation", "controller", "policy"):
             recorder.wait_until_active(name, patience=120.0)
@@ -199,7 +181,7 @@ def _play(recorder: Recorder, arguments: argparse.Namespace, console: Console) -
                 numbers = f"waiting for {progress.silence:.0f} s; {recorder.health()}"
             bars.update(bar, total=episode.step_limit, completed=progress.step, numbers=numbers)
 
-        if arguments.mode == "arm":
+        if arguments.mode == ARM:
             recorder.go_live()
         episode = recorder.run(
             arguments.task, arguments.seed, steps=arguments.steps, step_duration=round(1e9 / CONTROL_HZ), on_progress=on_progress
@@ -270,7 +252,7 @@ def failure(results: list[dict[str, Any]], arguments: argparse.Namespace) -> str
             return f"the episode of {result['model']} ended with {result['outcome']}: {result['reason']}"
         if violations := result.get("seam_violations"):
             return f"{violations} setpoints of {result['model']} broke a limit, the first: {result['seam_problems'][0]}"
-        if result["policy"] == "expert" and not result["success"] and arguments.mode == "lockstep" and arguments.steps is None:
+        if result["policy"] == "expert" and not result["success"] and arguments.mode == LOCKSTEP and arguments.steps is None:
             return f"the expert did not succeed: {result['reason']}"
     return None
 

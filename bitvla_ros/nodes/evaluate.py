@@ -121,28 +121,26 @@ def through_ros(
     """The same attempts through simulator, controller and policy node. Raises what keeps the graph from playing."""
     from bitvla_ros.evaluation.evaluation import CAMERAS, EXPERT
 
-    from . import simulated_arm
+    from .modes import ARM, LOCKSTEP, parameters
     from .processes import Graph
     from .recorder import Recorder
 
-    lockstep, arm = arguments.through == "ros", arguments.through == "arm"
+    mode = LOCKSTEP if arguments.through == "ros" else arguments.through
     rendered = CAMERAS if film is not None or choice.model != EXPERT else ()
-    simulation = {"suite": suite, "mode": "lockstep" if lockstep else "realtime", **(simulated_arm.simulation(suite) if arm else {})}
-    simulation |= {"cameras": rendered or ("",), "image_size": arguments.image_size}
-    clock = {"use_sim_time": lockstep}
+    told = parameters(mode, suite)
     attempts: list[Attempt] = []
     with _logs(arguments.output) as logs, Graph(logs) as graph:
-        graph.start("simulation", "bitvla_ros.nodes.simulation", simulation)
-        graph.start("controller", "bitvla_ros.nodes.controller", simulated_arm.controller() if arm else clock)
-        way = simulated_arm.policy() if arm else {**clock, "synchronised": lockstep}
-        graph.start("policy", "bitvla_ros.nodes.policy", {**way, **policy_parameters(choice, suite)})
-        with Recorder(CAMERAS if film is not None else (), lockstep=lockstep, check=graph.check) as recorder:
+        scene = {**told.simulation, "cameras": rendered or ("",), "image_size": arguments.image_size}
+        graph.start("simulation", "bitvla_ros.nodes.simulation", scene)
+        graph.start("controller", "bitvla_ros.nodes.controller", told.controller)
+        graph.start("policy", "bitvla_ros.nodes.policy", {**told.policy, **policy_parameters(choice, suite)})
+        with Recorder(CAMERAS if film is not None else (), lockstep=mode == LOCKSTEP, check=graph.check) as recorder:
             for name in ("simulation", "controller", "policy"):
                 recorder.wait_until_active(name, patience=600.0)  # a large model takes minutes to load
             for trial in trials:
                 if attempts and attempts[-1].outcome == "fault":
                     recorder.reset_fault()
-                if arm:
+                if mode == ARM:
                     recorder.go_live()
                 episode = recorder.run(
                     trial.task, trial.seed, steps=None, step_duration=round(1e9 / CONTROL_HZ), on_progress=lambda *_: None

@@ -21,6 +21,7 @@ from bitvla_ros.simulation.tabletop_tasks import plans
 from .. import simulated_arm
 from ..conversions import duration_to_ns, stamp_to_ns
 from ..processes import Graph
+from ..transports import chosen, udp_alone
 from .witness import PATIENCE, Witness
 
 SUITE = "tabletop_object"
@@ -70,7 +71,11 @@ class World:
         if self._live:
             simulation |= simulated_arm.simulation(SUITE)
         remapped = ("--ros-args", *REMAPPED) if self._failing_cameras else ()
-        self.graph.start("simulation", "bitvla_ros.nodes.simulation", simulation, *remapped)
+        with contextlib.ExitStack() as transports:
+            if not seen:  # as docs/real-arm.md asks of an arm's driver; images need shared memory
+                transports.enter_context(chosen())
+                transports.enter_context(udp_alone())
+            self.graph.start("simulation", "bitvla_ros.nodes.simulation", simulation, *remapped)
         controller = {"start_timeout": PATIENCE, **(simulated_arm.controller() if self._live else {})}
         self.graph.start("controller", "bitvla_ros.nodes.controller", controller)
         if self._failing_cameras:

@@ -1,0 +1,26 @@
+"""The ways in which a graph with the simulator runs, and what its three nodes are told of them."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from . import simulated_arm
+
+LOCKSTEP, REALTIME, ARM = "lockstep", "realtime", "arm"
+MODES = (LOCKSTEP, REALTIME, ARM)
+
+
+class Parameters(NamedTuple):
+    """policy: but for which policy it is."""
+
+    simulation: dict[str, Any]
+    controller: dict[str, Any]
+    policy: dict[str, Any]
+
+
+def parameters(mode: str, suite: str) -> Parameters:
+    """arm: see simulated_arm. Lockstep: the simulator waits for every answer, and its clock is the graph's."""
+    if mode == ARM:
+        return Parameters(simulated_arm.simulation(suite), simulated_arm.controller(), simulated_arm.policy())
+    clock = {"use_sim_time": mode == LOCKSTEP}
+    return Parameters({"suite": suite, "mode": mode}, dict(clock), {**clock, "synchronised": mode == LOCKSTEP})
