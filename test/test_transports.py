@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -17,6 +16,7 @@ pytest.importorskip("rclpy", reason="rclpy is not installed: pip install '.[ros]
 from diagnostic_msgs.msg import DiagnosticArray
 from graph import TestGraph
 
+from bitvla_ros.nodes.processes import isolation, reserve_domain
 from bitvla_ros.nodes.transports import IMAGES, LOCALHOST, chosen, udp_alone
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -70,6 +70,7 @@ def test_what_the_user_has_set_up_stays_in_force(monkeypatch: pytest.MonkeyPatch
 SENDER = """
 import re, rclpy
 from rclpy.node import Node
+from bitvla_ros.nodes.processes import isolation, reserve_domain
 from bitvla_ros.nodes.transports import Sender, chosen
 def ports(): return sorted(set(re.findall(r"fast\\w+_port\\d+", open("/proc/self/maps").read())))
 with chosen():
@@ -84,13 +85,12 @@ with chosen():
 
 
 @pytest.fixture(params=["SUBNET", "LOCALHOST"])
-def graph(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestGraph]:
-    """A graph of this discovery range, in a domain of its own."""
+def discovery(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The discovery range of the graphs that the test starts."""
     if not Path("/dev/shm").is_dir():
         pytest.skip("this system has no shared memory")
     monkeypatch.setattr("bitvla_ros.nodes.processes.DISCOVERY", request.param)
-    with TestGraph(tmp_path) as graph:
-        yield graph
+    return request.param
 
 
 PROFILE = pytest.mark.parametrize("profile", [None, ROOT / "config" / IMAGES], ids=["default", "for images"])
@@ -98,10 +98,13 @@ PROFILE = pytest.mark.parametrize("profile", [None, ROOT / "config" / IMAGES], i
 
 @pytest.mark.ros
 @PROFILE
-def test_a_sender_beside_shared_memory_has_none(graph: TestGraph, monkeypatch: pytest.MonkeyPatch, profile: Path | None) -> None:
+def test_a_sender_beside_shared_memory_has_none(discovery: str, monkeypatch: pytest.MonkeyPatch, profile: Path | None) -> None:
     if profile:
         monkeypatch.setenv(PROFILES, str(profile))
-    done = subprocess.run([sys.executable, "-c", SENDER], env=os.environ, capture_output=True, text=True, timeout=60)
+    domain, lock = reserve_domain()  # without any other participant, whose ports would be mapped too
+    with lock:
+        environment = {**os.environ, **isolation(domain)}
+        done = subprocess.run([sys.executable, "-c", SENDER], env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     count, same, name = done.stdout.split()
     assert int(count) > 0 and same == "True" and name == "/arm/_policy_sender"
@@ -109,9 +112,16 @@ def test_a_sender_beside_shared_memory_has_none(graph: TestGraph, monkeypatch: p
 
 @pytest.mark.ros
 @PROFILE
-def test_the_controller_has_none_and_all_find_each_other(graph: TestGraph, monkeypatch: pytest.MonkeyPatch, profile: Path | None) -> None:
+def test_the_controller_has_none_and_all_find_each_other(
+    discovery: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, profile: Path | None
+) -> None:
     if profile:
         monkeypatch.setenv(PROFILES, str(profile))
+    with TestGraph(tmp_path) as graph:
+        check_transports(graph)
+
+
+def check_transports(graph: TestGraph) -> None:
     health: dict[str, str] = {}
 
     def on_diagnostics(array: DiagnosticArray) -> None:
