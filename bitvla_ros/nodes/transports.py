@@ -19,11 +19,10 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.signals import SignalHandlerOptions
 
-from .profiles import config_folder
-
 _TRANSPORTS, _RANGE = "FASTDDS_BUILTIN_TRANSPORTS", "ROS_AUTOMATIC_DISCOVERY_RANGE"
 _PROFILES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")  # of Fast DDS 3 and 2
-IMAGES, LOCALHOST = "fastdds.xml", "fastdds_localhost.xml"  # in config/
+IMAGES = "fastdds.xml"  # in config/
+LOCALHOST = "fastdds_localhost.xml"  # beside this file
 
 
 @contextlib.contextmanager
@@ -38,7 +37,7 @@ def chosen() -> Iterator[None]:
     if _profile() in ("", IMAGES):
         changes = dict.fromkeys(_PROFILES)
         if os.environ.get(_RANGE) == "LOCALHOST" and not os.environ.get("ROS_STATIC_PEERS"):
-            changes = dict.fromkeys(_PROFILES, str(config_folder() / LOCALHOST)) | {_RANGE: "SYSTEM_DEFAULT", _TRANSPORTS: "SHM"}
+            changes = dict.fromkeys(_PROFILES, str(Path(__file__).with_name(LOCALHOST))) | {_RANGE: "SYSTEM_DEFAULT", _TRANSPORTS: "SHM"}
     with _environment(changes):
         yield
 
