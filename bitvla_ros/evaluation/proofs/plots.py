@@ -22,7 +22,7 @@ def draw_faults(faults: Sequence[Fault], path: Path) -> None:
         figure = Figure(figsize=(9, 1.3 + 0.42 * len(faults)), layout="constrained")
         axes = figure.subplots()
         jitter = np.random.default_rng(0)
-        longest = max((max(fault.stop_ms) for fault in faults if fault.stop_ms), default=1.0)
+        longest = max((max(*fault.stop_ms, fault.max_ms or 0.0) for fault in faults if fault.stop_ms), default=1.0)
         for row, fault in enumerate(faults):
             times = np.array(fault.stop_ms)
             if not len(times):
