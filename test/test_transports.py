@@ -140,11 +140,11 @@ def check_transports(graph: TestGraph) -> None:
 
 
 @pytest.mark.ros
-def test_a_graph_of_this_machine_alone_listens_to_nobody_else(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "parameters"), [("controller", {}), ("policy", {"policy": "expert", "suite": "tabletop_object"})])
+def test_on_this_machine_alone_nobody_else_is_listened_to(tmp_path: Path, name: str, parameters: dict[str, str]) -> None:
     with TestGraph(tmp_path) as graph:
-        graph.start("controller", "bitvla_ros.nodes.controller", {})
-        process = graph.processes["controller"]
-        graph.wait(lambda: "active" in process.tail(), "active controller")
+        process = graph.start(name, f"bitvla_ros.nodes.{name}", parameters)
+        graph.wait(lambda: "active" in process.tail(), "active node")
         assert listening(process.popen.pid) == {"127.0.0.1"}
 
 
