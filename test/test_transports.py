@@ -26,7 +26,7 @@ PORTS = re.compile(r"fast\w+_port\d+")  # of Fast DDS's shared memory, as files 
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (TRANSPORTS, PROFILES, "FASTRTPS_DEFAULT_PROFILES_FILE", RANGE, "ROS_STATIC_PEERS"):
+    for name in (TRANSPORTS, PROFILES, "FASTRTPS_DEFAULT_PROFILES_FILE", RANGE, "ROS_STATIC_PEERS", "RMW_IMPLEMENTATION"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -65,6 +65,14 @@ def test_what_the_user_has_set_up_stays_in_force(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv(name, "/opt/robot/discovery.xml")
     with chosen(), udp_alone():
         assert os.environ[RANGE] == "LOCALHOST" and os.environ[name] == "/opt/robot/discovery.xml" and os.environ[TRANSPORTS] == "UDPv4"
+
+
+@pytest.mark.parametrize(("rmw", "range"), [("rmw_cyclonedds_cpp", "LOCALHOST"), ("rmw_fastrtps_dynamic_cpp", "SYSTEM_DEFAULT")])
+def test_another_rmw_keeps_the_range(monkeypatch: pytest.MonkeyPatch, rmw: str, range: str) -> None:
+    monkeypatch.setenv("RMW_IMPLEMENTATION", rmw)
+    monkeypatch.setenv(RANGE, "LOCALHOST")
+    with chosen():
+        assert os.environ[RANGE] == range
 
 
 SENDER = """

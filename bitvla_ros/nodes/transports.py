@@ -21,6 +21,7 @@ from rclpy.signals import SignalHandlerOptions
 
 _TRANSPORTS, _RANGE = "FASTDDS_BUILTIN_TRANSPORTS", "ROS_AUTOMATIC_DISCOVERY_RANGE"
 _PROFILES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")  # of Fast DDS 3 and 2
+FAST_DDS = "rmw_fastrtps"  # the default, and how its variants begin
 IMAGES = "fastdds.xml"  # in config/
 LOCALHOST = "fastdds_localhost.xml"  # beside this file
 
@@ -36,7 +37,8 @@ def chosen() -> Iterator[None]:
     changes: dict[str, str | None] = {}
     if _profile() in ("", IMAGES):
         changes = dict.fromkeys(_PROFILES)
-        if os.environ.get(_RANGE) == "LOCALHOST" and not os.environ.get("ROS_STATIC_PEERS"):
+        fast_dds = os.environ.get("RMW_IMPLEMENTATION", FAST_DDS).startswith(FAST_DDS)  # no other reads our profile in place of the range
+        if fast_dds and os.environ.get(_RANGE) == "LOCALHOST" and not os.environ.get("ROS_STATIC_PEERS"):
             changes = dict.fromkeys(_PROFILES, str(Path(__file__).with_name(LOCALHOST))) | {_RANGE: "SYSTEM_DEFAULT", _TRANSPORTS: "SHM"}
     with _environment(changes):
         yield
