@@ -103,6 +103,20 @@ def test_frames_on_the_way_are_labelled_for_other_instructions_too(recorded: Pat
         assert (others.actions[asked][..., 6] == 1.0).all()
 
 
+def test_nobody_is_asked_for_what_is_not_there() -> None:
+    environment, numbers = make("tabletop_few", cameras=()), set()
+    for number in range(4):
+        episode = record_slot(Recipe(("tabletop_few",), SIZE, render_size=SIZE), Slot("tabletop_few", number, 0))[0]
+        there = environment.reset(number, FIRST_TRAINING_SEED).object_poses
+        others = episode.counterfactuals
+        assert others is not None
+        asked = [others.tasks[i] for i in others.index[0] if i >= 0]
+        assert len(set(asked)) == len(asked) == min(3, len(there) - 2) and episode.task not in asked
+        assert {plans_of("tabletop_few")[words].pick for words in asked} < set(there)
+        numbers.add(len(asked))
+    assert len(numbers) > 1
+
+
 @pytest.mark.parametrize(("suite", "count"), [("tabletop_spatial", 3), (SUITE, 0)])
 def test_no_other_instruction_is_asked_where_it_has_no_meaning_or_none_is_wanted(suite: str, count: int) -> None:
     others = record_slot(Recipe((suite,), SIZE, render_size=SIZE, counterfactuals=count), Slot(suite, 0, 0))[0].counterfactuals

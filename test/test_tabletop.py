@@ -15,6 +15,7 @@ import pytest
 
 from bitvla_ros.policy.observation import quaternion_to_axis_angle
 from bitvla_ros.simulation import TABLETOP_SUITES, Snapshot, make
+from bitvla_ros.simulation.expert import plans_of
 from bitvla_ros.simulation.rendering import RenderingError
 from bitvla_ros.simulation.tabletop import TabletopEnvironment
 
@@ -61,7 +62,7 @@ def blind() -> Iterator[TabletopEnvironment]:
 def test_a_suite_has_language_conditioned_tasks_and_a_step_limit(suite: str) -> None:
     environment = make(suite, cameras=())
     assert len(environment.tasks) >= 4 and len(set(environment.tasks)) == len(environment.tasks)
-    assert environment.step_limit == {"tabletop_spatial": 220, "tabletop_object": 280, "tabletop_goal": 300}[suite]
+    assert environment.step_limit == {"tabletop_spatial": 220, "tabletop_object": 280, "tabletop_few": 280, "tabletop_goal": 300}[suite]
     assert environment.control_hz == 20.0 and environment.frame == "world"
     for task in range(len(environment.tasks)):
         snapshot = environment.reset(task, 0)
@@ -85,6 +86,25 @@ def test_pictures_have_the_asked_cameras_and_size_and_differ() -> None:
     scene = before.images["scene"].astype(int)
     red = np.argwhere((scene[..., 0] > 120) & (scene[..., 1:].max(-1) < 60))
     assert len(red) > 20 and red[:, 0].mean() > 48
+
+
+def test_what_an_episode_does_not_have_is_neither_seen_nor_told() -> None:
+    environment, everything = make("tabletop_few", image_size=96), set(make("tabletop_object", cameras=()).reset(0, 0).object_poses)
+    counts = set()
+    for task, seed in ((task, seed) for seed in range(12) for task in range(5)):
+        snapshot = environment.reset(task, seed)
+        there = set(snapshot.object_poses)
+        counts.add(len(there) - 1)  # the basket always is
+        assert there <= everything and "basket" in there and plans_of("tabletop_few")[environment.tasks[task]].pick in there
+        scene = snapshot.images["scene"].astype(int)
+        red = ((scene[..., 0] > 120) & (scene[..., 1:].max(-1) < 60)).sum()
+        blue = ((scene[..., 2] > 120) & (scene[..., 0] < 60)).sum()
+        assert (red > 10, blue > 10) == ("red_block" in there, "blue_block" in there)
+        assert red == 0 or "red_block" in there
+    assert counts == {1, 2, 3, 4, 5}
+    for _ in range(40):
+        assert set(environment.step(HOLD).object_poses) == there
+    environment.close()
 
 
 def test_another_thread_and_a_closed_environment_are_refused() -> None:

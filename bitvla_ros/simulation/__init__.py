@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 from .environment import Environment, Snapshot
 
-TABLETOP_SUITES = ("tabletop_spatial", "tabletop_object", "tabletop_goal")
+TABLETOP_SUITES = ("tabletop_spatial", "tabletop_object", "tabletop_goal", "tabletop_few")
 LIBERO_SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
 SUITES = TABLETOP_SUITES + LIBERO_SUITES
-ONE_SCENE_SUITES = ("tabletop_object", "tabletop_goal", "libero_goal")  # each instruction has a meaning in every initial state
+# Each instruction has a meaning in every initial state, if what it names is there.
+ONE_SCENE_SUITES = ("tabletop_object", "tabletop_goal", "tabletop_few", "libero_goal")
 FIRST_TRAINING_SEED = 1_000_000  # tabletop demonstrations start from this seed on; demo and evaluation take smaller ones
 
 __all__ = ["FIRST_TRAINING_SEED", "LIBERO_SUITES", "ONE_SCENE_SUITES", "SUITES", "TABLETOP_SUITES", "Environment", "Snapshot", "make"]

@@ -19,7 +19,7 @@ from ..policy.chunk import ACTION_DIM, ActionChunk
 from ..policy.observation import Observation
 from ..policy.policy import PolicySpec
 from .environment import Environment
-from .plan import ExpertError, PickAndPlace
+from .plan import ExpertError, ObjectMissing, PickAndPlace
 
 Array = NDArray[np.float64]
 
@@ -90,7 +90,8 @@ class ScriptedExpert:
     def infer(self, observation: Observation) -> ActionChunk:
         """float32 [horizon, 7] actions from the phase that the last chunk has led to.
 
-        Raises UnknownInstruction for words that the suite has no plan for, ExpertError where the simulator's truth is missing."""
+        Raises UnknownInstruction for words that the suite has no plan for, ObjectMissing where the truth lacks what they name, and
+        ExpertError where there is no truth at all."""
         plan = self._plans.get(_key(observation.instruction))
         if plan is None:
             known = "; ".join(sorted(self._plans))
@@ -100,7 +101,7 @@ class ScriptedExpert:
         poses = observation.privileged.object_poses
         for name in (plan.pick, plan.place):
             if name not in poses:
-                raise ExpertError(f"no pose of {name!r} among {', '.join(sorted(poses)) or 'no objects'}: is {self._suite} running?")
+                raise ObjectMissing(f"no pose of {name!r} among {', '.join(sorted(poses)) or 'no objects'}: is {self._suite} running?")
         opening = float(observation.state[6] - observation.state[7])
         motion = _Motion(plan, observation.state[:3], poses[plan.pick][:3], poses[plan.place][:3], opening)
         moment = motion.corrected(self._resume(observation))

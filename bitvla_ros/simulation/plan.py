@@ -9,6 +9,10 @@ class ExpertError(ValueError):
     """The expert was given something that it cannot act on."""
 
 
+class ObjectMissing(ExpertError):
+    """What the plan is about has no pose."""
+
+
 @dataclass(frozen=True)
 class PickAndPlace:
     """How one task is done. Names are those of Privileged.object_poses; lengths in m, world axes.

@@ -85,6 +85,8 @@ class Renderer:
     def _add_shadows(self, data: mujoco.MjData) -> None:
         for body, radius in self._shadows:
             x, y, height = data.xpos[body]
+            if height < 0.0:
+                continue
             strength = 0.45 * np.exp(-height / 0.15)
             for scale, share in ((1.3, 0.15), (1.2, 0.2), (1.1, 0.25), (1.0, 0.3)):
                 spread = scale * radius * (1.0 + height)

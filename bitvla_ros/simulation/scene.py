@@ -34,6 +34,9 @@ COLOURS = {
 }
 
 
+CUPBOARD = -0.99  # m: height of the shelf, below the floor, on which things lie that an episode does not have
+
+
 @dataclass(frozen=True)
 class Item:
     """A thing on the table. kind: block, can, bowl, plate, basket, wooden_box or mat; only blocks and cans move."""
@@ -85,6 +88,7 @@ _ROOM = """
     <light directional="true" pos="0 0 3" dir="-0.35 -0.3 -1" diffuse="0.44 0.42 0.39" specular="0.12 0.12 0.12" castshadow="false"/>
     <camera name="scene" pos="0.80 0 0.62" xyaxes="0 1 0 -0.5 0 0.866" fovy="37"/>
     <geom name="floor" type="box" size="2.5 2.5 0.01" pos="0 0 -0.75" rgba="0.55 0.58 0.61 1"/>
+    <geom name="cupboard" class="solid" type="box" size="0.5 0.1 0.01" pos="0 0 -1"/>
     <geom name="table" class="solid" type="box" size="0.50 0.55 0.02" pos="-0.22 0 -0.02" rgba="0.83 0.73 0.60 1"/>
     <geom name="table_edge" type="box" size="0.505 0.555 0.012" pos="-0.22 0 -0.0275" rgba="0.46 0.34 0.23 1"/>
     <geom name="base_plate" type="box" size="0.13 0.12 0.003" pos="-0.63 0 0.003" rgba="0.30 0.32 0.35 1"/>

@@ -23,7 +23,7 @@ _AT_REST = 0.05  # m/s
 
 
 class TabletopEnvironment:
-    """One of the suites tabletop_spatial, tabletop_object, tabletop_goal (see `Environment`).
+    """One of the suites of tabletop_tasks (see `Environment`). Snapshots have the poses of what is there in the episode.
 
     Quaternions of `Snapshot.orientation` are continuous over an episode and start on the branch that LIBERO's datasets have: a hand
     that points down is near xyzw (1, 0, 0, 0), axis-angle (pi, 0, 0), and passes through (pi, 0, 0) without a jump to -pi.
@@ -68,6 +68,7 @@ class TabletopEnvironment:
         self._quaternion = np.zeros(4)
         self._opening = self._opening_goal = _OPENING
         self._started = False
+        self._present: tuple[str, ...] = ()
         shadows = {
             "block": 1.3 * scene.BLOCK,
             "can": 1.3 * scene.CAN_RADIUS,
@@ -90,7 +91,12 @@ class TabletopEnvironment:
         data.qpos[self._arm] = _HOME
         data.qpos[self._fingers] = _OPENING / 2, -_OPENING / 2
         data.ctrl[self._gripper] = self._opening = self._opening_goal = _OPENING
-        for name, pose in self._suite.initial_poses(task, rng).items():
+        poses = self._suite.initial_poses(task, rng)
+        self._present = tuple(poses)
+        for place, item in enumerate(self._suite.items):
+            if item.name not in poses:
+                data.joint(item.name).qpos[:] = 0.15 * place - 0.3, 0.0, scene.CUPBOARD + item.half_height, 1.0, 0.0, 0.0, 0.0
+        for name, pose in poses.items():
             body = model.body(name)
             if body.mocapid[0] >= 0:
                 data.mocap_pos[body.mocapid[0]], data.mocap_quat[body.mocapid[0]] = pose[:3], pose[3:]
@@ -165,7 +171,7 @@ class TabletopEnvironment:
         data = self._data
         quaternion = data.xquat[self._hand]
         self._quaternion = quaternion.copy() if quaternion @ self._quaternion >= 0.0 else -quaternion
-        poses = {item.name: self._pose(item.name) for item in self._suite.items}
+        poses = {name: self._pose(name) for name in self._present}
         return Snapshot(
             images=self._renderer.render(data) if render and self._renderer is not None else {},
             position=data.site_xpos[self._grip_site].copy(),

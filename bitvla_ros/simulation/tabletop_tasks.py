@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +37,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Suite:
-    """One scene with several tasks. layout: draws the initial state of a task."""
+    """One scene with several tasks. layout: draws the initial state of a task; what it leaves out is not there."""
 
     name: str
     items: tuple[Item, ...]
@@ -134,6 +134,19 @@ OBJECT = Suite(
     280,
 )
 
+# --- tabletop_few: some of tabletop_object's things, to learn from --------------------------------------------------------------
+
+
+def _few_layout(task: int, rng: np.random.Generator) -> Layout:
+    layout = _object_layout(task, rng)
+    others = rng.permutation([name for place, name in enumerate(_THINGS) if place != task])
+    for name in others[: rng.integers(len(others) + 1)]:
+        del layout[name]
+    return layout
+
+
+FEW = replace(OBJECT, name="tabletop_few", layout=_few_layout)
+
 # --- tabletop_goal: one scene, many goals -------------------------------------------------------------------------------------
 
 
@@ -171,7 +184,7 @@ GOAL = Suite(
     300,
 )
 
-SUITES: Mapping[str, Suite] = {suite.name: suite for suite in (SPATIAL, OBJECT, GOAL)}
+SUITES: Mapping[str, Suite] = {suite.name: suite for suite in (SPATIAL, OBJECT, GOAL, FEW)}
 
 
 # --- what the expert does -----------------------------------------------------------------------------------------------------

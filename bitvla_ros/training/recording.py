@@ -36,6 +36,7 @@ from ..policy.observation import Observation, Privileged, state_vector
 from ..policy.policy import Policy
 from ..policy.preprocessing import resize_lanczos3
 from ..simulation import FIRST_TRAINING_SEED, LIBERO_SUITES, ONE_SCENE_SUITES, SUITES, Environment, make
+from ..simulation.plan import ObjectMissing
 from .dataset import Counterfactuals, DatasetError, DatasetWriter, Episode
 
 EXAMPLES = """\
@@ -124,7 +125,7 @@ class OtherInstructions:
         self._actions: list[NDArray[np.float32]] = []
 
     def ask(self, observation: Observation) -> None:
-        """Nothing is asked within REACH of an object."""
+        """Nothing is asked within REACH of an object, nor of what is not there."""
         assert observation.privileged is not None
         objects = np.array([pose[:3] for pose in observation.privileged.object_poses.values()])
         on_the_way = np.linalg.norm(objects - observation.state[:3], axis=1).min() > REACH
@@ -132,10 +133,17 @@ class OtherInstructions:
         actions = np.zeros((self._count, self._expert.spec.horizon, ACTION_DIM), np.float32)
         others = [i for i, words in enumerate(self._known) if words != observation.instruction]
         if on_the_way and others:
-            drawn = self._rng.permutation(others)[: self._count]
-            for place, i in enumerate(drawn):
+            place = 0
+            for i in self._rng.permutation(others):
+                if place == self._count:
+                    break
                 self._expert.reset()
-                index[place], actions[place] = i, self._expert.infer(replace(observation, instruction=self._known[i])).actions
+                try:
+                    actions[place] = self._expert.infer(replace(observation, instruction=self._known[i])).actions
+                except ObjectMissing:
+                    continue
+                index[place] = i
+                place += 1
         self._index.append(index)
         self._actions.append(to_dataset(actions))
 
