@@ -50,6 +50,7 @@ def test_counterfactuals_keep_their_episode(tmp_path: Path) -> None:
     writer.add(Episode("stand", images, np.ones((3, 8), np.float32), np.ones((3, 7), np.float32), counterfactuals=told))
     writer.close()
     joined = open_datasets([plain, others])
+    assert np.array_equal(joined.numbers(2)[0], np.ones((3, 7))) and len(joined.numbers(1)[0]) == 9
     assert not joined.others(1).any() and joined.others(2).tolist() == [[True], [False], [True]]
     assert {"wave", "bow"} <= set(joined.tasks)
     _, _, found, task = joined.frame(20, 4, 0)

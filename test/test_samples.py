@@ -11,6 +11,7 @@ from training import CAMERAS, Demonstrations, prompt, samples
 
 from bitvla_ros.policy.normalization import Bounds, normalise_proprio, unnormalise_actions
 from bitvla_ros.policy.preprocessing import ImageRecipe
+from bitvla_ros.training.dataset import DatasetError
 from bitvla_ros.training.samples import Sample, normalise_actions, split_episodes
 
 
@@ -40,6 +41,19 @@ def test_every_counterfactual_comes_once_an_epoch_with_its_instruction_and_actio
         assert all(np.array_equal(sample.pixels, seen[0].pixels) for sample in seen)
         others = sorted(float(sample.actions[0, -1]) for sample in seen if words[tuple(sample.input_ids)] != own)
         assert others == ([0.0, 1.0] if frame % 2 == 0 else [])
+
+
+def test_an_approach_ends_where_the_hand_first_closes():
+    dataset = Demonstrations(others=1)  # of 5, 7, 6 and 4 frames
+    dataset.actions[:, 6] = 1.0
+    dataset.actions[[3, 5, 14, 15], 6] = 0.0  # frame 3 of the first episode, 0 of the second, 2 and 3 of the third
+    every = samples(dataset, augment=False, approach=True)
+    own, other = [0, 1, 2, 12, 13, 18, 19, 20, 21], [0, 2, 12, 18, 20]
+    assert sorted(every.frame(number) for number in range(len(every))) == sorted(own + other)
+    chunk = next(every[number] for number in range(len(every)) if every.frame(number) == 2)
+    assert chunk.actions[:, 6].tolist() in ([1.0, 0.0, 1.0, 1.0], [0.0] * 4), "the chunk goes on beyond the approach"
+    with pytest.raises(DatasetError, match=r"no frames to train on: in no episode is the hand open at first"):
+        samples(dataset, episodes=(1,), approach=True)
 
 
 def test_in_their_own_order_samples_are_what_was_done():

@@ -51,6 +51,10 @@ class Demonstrations:
     def __len__(self) -> int:
         return len(self.actions)
 
+    def numbers(self, index: int) -> tuple[Any, Any]:
+        frames = slice(sum(self.lengths[:index]), sum(self.lengths[: index + 1]))
+        return self.actions[frames], self.states[frames]
+
     def others(self, index: int) -> Any:
         start = sum(self.lengths[:index])
         even = np.arange(start, start + self.lengths[index]) % 2 == 0

@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", required=True, metavar="DIR", help="folder of the run: checkpoint/, log.csv, curves.png, state")
     parser.add_argument("--cameras", nargs="+", default=("scene", "wrist"), metavar="ROLE", help="in order (default: scene wrist)")
     add_training_arguments(parser)
+    parser.add_argument("--approach", action="store_true", help="only frames before the hand first closes: to learn what to reach for")
     parser.add_argument("--full-precision", choices=FULL_PRECISION, help="train this without ternary weights, to compare")
 
 
@@ -69,6 +70,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         Path(arguments.output),
         seed=arguments.seed,
         augment=not arguments.no_augmentation,
+        approach=arguments.approach,
         settings={"start": arguments.start, "full_precision": arguments.full_precision},
     )
 

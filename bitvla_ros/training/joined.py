@@ -36,7 +36,8 @@ class JoinedDataset:
         self.tasks = tuple(dict.fromkeys(task for dataset in datasets for task in dataset.tasks))
         self.lengths = tuple(length for dataset in datasets for length in dataset.lengths)
         self.source = {str(dataset.path): dataset.source for dataset in datasets}
-        numbers = [dataset.numbers(i) for dataset in datasets for i in range(len(dataset.lengths))]
+        self._episodes = [(dataset, i) for dataset in datasets for i in range(len(dataset.lengths))]
+        numbers = [self.numbers(i) for i in range(len(self._episodes))]
         self.statistics = dataset_statistics([actions for actions, _ in numbers], [states for _, states in numbers])
 
     def __len__(self) -> int:
@@ -53,11 +54,13 @@ class JoinedDataset:
 
     def others(self, index: int) -> NDArray[np.bool_]:
         """See Dataset.others."""
-        for dataset in self._datasets:
-            if index < len(dataset.lengths):
-                return dataset.others(index)
-            index -= len(dataset.lengths)
-        raise IndexError(f"no episode {index + len(self.lengths)}: the datasets have {len(self.lengths)}")
+        dataset, index = self._episodes[index]
+        return dataset.others(index)
+
+    def numbers(self, index: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """See Dataset.numbers."""
+        dataset, index = self._episodes[index]
+        return dataset.numbers(index)
 
 
 def open_datasets(paths: Sequence[str | Path], cameras: Sequence[str] | None = None) -> Dataset | JoinedDataset:

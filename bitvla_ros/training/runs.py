@@ -23,12 +23,12 @@ VALIDATION_SHARE = 0.05  # of the episodes
 
 
 def samples_of(
-    dataset: Dataset | JoinedDataset, model: BitVLA, tokenizer: Any, seed: int, augment: bool = True
+    dataset: Dataset | JoinedDataset, model: BitVLA, tokenizer: Any, seed: int, augment: bool = True, approach: bool = False
 ) -> tuple[Samples, Samples | None]:
     """Samples to train on, and of the episodes that are held out (None where there is one episode in all).
 
     Numbers are normalised by the model's statistics. seed: chooses what is held out, and decides order and augmentation.
-    augment: what is trained on."""
+    augment, approach: what is trained on."""
     config = model.config
     shared: dict[str, Any] = {
         "recipe": image_recipe(model),
@@ -38,7 +38,7 @@ def samples_of(
     }
     train, held_out = split_episodes(len(dataset.lengths), VALIDATION_SHARE, seed)
     validation = Samples(dataset, held_out, seed=None, augment=False, **shared) if held_out else None
-    return Samples(dataset, train, seed=seed, augment=augment, **shared), validation
+    return Samples(dataset, train, seed=seed, augment=augment, approach=approach, **shared), validation
 
 
 def train_on(
@@ -50,6 +50,7 @@ def train_on(
     *,
     seed: int,
     augment: bool = True,
+    approach: bool = False,
     objective: Objective = oft_objective,
     settings: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -58,7 +59,7 @@ def train_on(
     settings: what decides the outcome beside config, seed and dataset, as JSON. With several processes only the first returns.
     """
     group = processes()
-    samples, validation = samples_of(dataset, model, tokenizer, seed, augment)
+    samples, validation = samples_of(dataset, model, tokenizer, seed, augment, approach)
     checkpoint = output.expanduser() / CHECKPOINT
 
     def save(step: int) -> None:

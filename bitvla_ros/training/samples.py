@@ -16,10 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch.utils import data
 
-from ..policy.normalization import Bounds, Statistics, normalise_proprio
+from ..policy.normalization import GRIPPER, Bounds, Statistics, normalise_proprio
 from ..policy.preprocessing import ImageRecipe, normalise, resize_bicubic
 from ..policy.prompt import Prompt
 from .augmentation import augment
+from .dataset import DatasetError
 from .objective import Batch
 
 
@@ -41,6 +42,8 @@ class Demonstrations(Protocol):
 
     def others(self, index: int) -> NDArray[np.bool_]: ...
 
+    def numbers(self, index: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]: ...
+
 
 class Sample(NamedTuple):
     """pixels: uint8 [n, h, w, 3]. input_ids: int64 [P]. proprio: float32 [D] normalised, or None. actions: float32 [chunk, A]."""
@@ -58,6 +61,7 @@ class Samples(data.Dataset[Sample]):
     recipe: the policy's; augment: with a random crop and light in the place of the centre crop. prompt: the policy's. statistics: of
     the dataset; proprioception is left out where they have none. chunk: actions a sample; beyond the end of an episode the arm is
     asked to stay, with no offset and the gripper as it was last. seed: None for frames in their own order, without counterfactuals.
+    approach: only frames before the hand first closes.
     """
 
     def __init__(
@@ -71,6 +75,7 @@ class Samples(data.Dataset[Sample]):
         chunk: int,
         seed: int | None = 0,
         augment: bool = True,
+        approach: bool = False,
     ) -> None:
         self.dataset, self.recipe, self.statistics, self.chunk = dataset, recipe, statistics, chunk
         self.seed, self.augment = seed, augment
@@ -78,12 +83,15 @@ class Samples(data.Dataset[Sample]):
         self._prepare = replace(recipe, crop_area=None, output_size=None).pixels  # all that comes before the crop
         self.episodes = tuple(episodes)
         starts = np.concatenate([[0], np.cumsum(dataset.lengths)])
-        self._frames = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in self.episodes])
+        ends = [starts[i] + (_closes(dataset.numbers(i)[0]) if approach else dataset.lengths[i]) for i in self.episodes]
+        self._frames = np.concatenate([np.arange(starts[i], end) for i, end in zip(self.episodes, ends, strict=True)])
         self._others = np.full(len(self._frames), -1)  # of each sample: which counterfactual; -1: what was done
         if seed is not None:
-            found = [(starts[i] + frames, numbers) for i in self.episodes for frames, numbers in [np.nonzero(dataset.others(i))]]
-            self._frames = np.concatenate([self._frames, *(frames for frames, _ in found)])
-            self._others = np.concatenate([self._others, *(numbers for _, numbers in found)])
+            found = [np.nonzero(dataset.others(i)[: end - starts[i]]) for i, end in zip(self.episodes, ends, strict=True)]
+            frames = [starts[i] + frames for i, (frames, _) in zip(self.episodes, found, strict=True)]
+            self._frames, self._others = np.concatenate([self._frames, *frames]), np.concatenate([self._others, *(n for _, n in found)])
+        if not len(self._frames):
+            raise DatasetError("no frames to train on" + (": in no episode is the hand open at first, so leave out --approach" if approach else ""))
         self._starts = starts
         self._input_ids = {task: prompt(task) for task in dataset.tasks}
         lengths = {len(ids) for ids in self._input_ids.values()}
@@ -163,6 +171,12 @@ def split_episodes(count: int, share: float, seed: int) -> tuple[list[int], list
     held_out = 0 if count < 2 or share == 0 else max(1, round(share * count))
     order = np.random.default_rng((seed, count)).permutation(count)
     return sorted(order[held_out:].tolist()), sorted(order[:held_out].tolist())
+
+
+def _closes(actions: NDArray[np.float32]) -> int:
+    """The first frame at which the hand is told to close (1 = open, 0 = closed); their number where it never is."""
+    closed = actions[:, GRIPPER] < 0.5
+    return int(np.argmax(closed)) if closed.any() else len(actions)
 
 
 @lru_cache(maxsize=4)
