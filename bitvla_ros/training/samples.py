@@ -91,7 +91,8 @@ class Samples(data.Dataset[Sample]):
             frames = [starts[i] + frames for i, (frames, _) in zip(self.episodes, found, strict=True)]
             self._frames, self._others = np.concatenate([self._frames, *frames]), np.concatenate([self._others, *(n for _, n in found)])
         if not len(self._frames):
-            raise DatasetError("no frames to train on" + (": in no episode is the hand open at first, so leave out --approach" if approach else ""))
+            why = ": in no episode is the hand open at first, so leave out --approach" if approach else ""
+            raise DatasetError(f"no frames to train on{why}")
         self._starts = starts
         self._input_ids = {task: prompt(task) for task in dataset.tasks}
         lengths = {len(ids) for ids in self._input_ids.values()}
