@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# How a nano is made from nothing (the shipped one was made in parts, with the commands in docs/learning.md): demonstrations, training, packing, evaluation. Each step goes on where it was stopped; run it again after a kill.
+# How a nano is made from nothing: demonstrations, training, packing, evaluation. Each step goes on where it was stopped; run it again after a kill.
+# The shipped one was made in parts, with the commands in docs/learning.md.
 #   scripts/train_nano.sh [FOLDER]      FOLDER holds everything that comes up on the way (default: outputs/nano)
 #   EPISODES=300 FEW=500                demonstrations of each suite, and of tabletop_few
 #   GRASP=20000 READ=4000 JOIN=5000     steps of 32 samples: everything; what to reach for; everything again
