@@ -35,3 +35,33 @@ def test_a_request_that_is_lost_is_sent_again(tmp_path: Path, monkeypatch: pytes
                 recorder._ask("something", lambda: True, send)
             with pytest.raises(GraphError, match="nobody offers something"):
                 recorder._ask("something", lambda: False, send)
+
+
+@pytest.mark.ros
+def test_a_goal_is_sent_when_chunks_and_commands_would_be_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with TestGraph(tmp_path) as graph:
+        from bitvla_ros.msg import ActionChunk, EndEffectorCommand
+        from bitvla_ros.nodes.recorder import Recorder
+
+        known: list[tuple[int, int]] = []
+
+        class Asked(Exception):
+            """The goal would be sent now."""
+
+        def ask(*_: object) -> None:
+            known.append((recorder._chunks.get_publisher_count(), recorder._commands[0].get_publisher_count()))
+            raise Asked
+
+        publishers = [(ActionChunk, "action_chunk"), (EndEffectorCommand, "end_effector_command")]
+        with Recorder((), lockstep=False, check=graph.check) as recorder:
+            monkeypatch.setattr(recorder, "_ask", ask)
+
+            def check() -> None:
+                if publishers:
+                    kind, topic = publishers.pop()
+                    graph.node.create_publisher(kind, topic, 10)
+
+            monkeypatch.setattr(recorder, "_check", check)
+            with pytest.raises(Asked):
+                recorder.send_goal("stand", 0)
+        assert known == [(1, 1)]

@@ -142,7 +142,6 @@ class Recorder(Node):
         limit = min(steps or answer.step_limit, answer.step_limit)
         recording.instruction, recording.step_limit = answer.instruction, limit
         self._progress = Progress()
-        self._until(lambda: self._hears_all, PATIENCE)  # discovery takes up to 3 s; the controller may be done with it sooner
         handle = self.send_goal(answer.instruction, limit * step_duration, self._on_feedback)
         done = handle.get_result_async()
         began = time.monotonic()
@@ -179,7 +178,8 @@ class Recorder(Node):
         return answer
 
     def send_goal(self, instruction: str, time_limit: int, on_feedback: Callable[[Any], None] | None = None) -> Any:
-        """The goal's handle. time_limit: ns."""
+        """The goal's handle; it is sent when chunks and commands would be heard. time_limit: ns."""
+        self._until(lambda: self._hears_all, PATIENCE)  # discovery takes up to 3 s; the controller may be done with it sooner
         goal = ExecuteInstruction.Goal(instruction=instruction, time_limit=ns_to_duration(time_limit))
         send = partial(self._execute.send_goal_async, goal, feedback_callback=on_feedback)
         handle = self._ask("execute_instruction", self._execute.server_is_ready, send)
