@@ -125,7 +125,7 @@ def prove_fault(name: str, trials: int, seed: int, logs: Path, advance: Advance)
 
 
 def _observe(world: World, injection: Injection, began: int) -> Trial | None:
-    """What the fault led to; None where the arm was about to stop before it."""
+    """What the fault led to; None where the arm was about to stop before it, or where it cannot be told when its plan ended."""
     witness, epoch = world.witness, world.epoch
 
     def stopped() -> bool:
@@ -148,7 +148,10 @@ def _observe(world: World, injection: Injection, began: int) -> Trial | None:
     if any(command.epoch <= epoch and command.moves for command in commands[at + RAMP_STEPS :]):
         problems.append("the arm is moved for the old task after its stop")
     if injection.unnoticed is not None:
-        problems += _chunk_problems(world, injection.unnoticed, began, stop)
+        ends = world.plan_ends(stop.arrival)
+        if ends is None:
+            return None
+        problems += _chunk_problems(world, injection.unnoticed, began, stop.stamp - ends)
     return Trial(stop_ms, (*problems, *_common_problems(world, injection, stop_ms)))
 
 
@@ -181,13 +184,13 @@ def _common_problems(world: World, injection: Injection, stop_ms: float) -> list
     return problems
 
 
-def _chunk_problems(world: World, unnoticed: float, began: int, stop: Sent) -> list[str]:
-    """Chunks made in spite of the fault, and an arm that moves on after the last chunk has been played."""
+def _chunk_problems(world: World, unnoticed: float, began: int, after: int) -> list[str]:
+    """Chunks made in spite of the fault, and an arm that moves on after its last chunk has been played. after: ns from then to the stop."""
     problems = []
     late = [arrival - began for arrival, _ in list(world.witness.chunks) if arrival - began > (unnoticed + ON_THE_WAY) * 1e9]
     if late:
         problems.append(f"a chunk came {late[0] / 1e6:.0f} ms after the fault; it should be noticed after {unnoticed * 1e3:.0f} ms")
-    over = (stop.stamp - world.plan_ends(stop.arrival) - STEP) / 1e9
+    over = (after - STEP) / 1e9
     if over > LATE:
         problems.append(f"the stop began {over * 1e3:.0f} ms later than one step after the end of the last chunk")
     return problems

@@ -141,12 +141,13 @@ class World:
         self.cancel()
         self.result()
 
-    def plan_ends(self, before: int) -> int:
+    def plan_ends(self, before: int) -> int | None:
         """ROS time in ns by which the newest chunk that arrived before `before` (steady clock) has been played: a chunk begins with its
-        first action, or a later one, in the step in which it comes."""
+        first action, or a later one, in the step in which it comes. None where no chunk was heard, as the policy's process learns of the
+        witness seconds after the controller now and then."""
         chunks = [chunk for arrival, chunk in list(self.witness.chunks) if chunk.epoch == self.epoch and arrival <= before]
         if not chunks:
-            return 0
+            return None
         return stamp_to_ns(chunks[-1].header.stamp) + chunks[-1].horizon * duration_to_ns(chunks[-1].step_duration)
 
     # The policy's process
