@@ -15,7 +15,7 @@ bitvla() { .venv/bin/bitvla "$@"; }
 each() { printf -- "--suite %s " "${suites[@]}"; }
 mkdir -p "$out"
 
-# Noise shows how to come back to the path. Among five things at once hardly any colour is found; among few at first, all are.
+# Noise shows how to come back to the path. Colours are found sooner among few things.
 # shellcheck disable=SC2046  # an option a suite
 bitvla record $(each) --episodes "${EPISODES:-300}" --noise 0.3 --workers 2 --output "$out/demonstrations"
 bitvla record --suite tabletop_few --episodes "${FEW:-500}" --noise 0.3 --counterfactuals 4 --workers 2 --output "$out/few"

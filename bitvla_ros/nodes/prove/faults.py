@@ -149,9 +149,10 @@ def _observe(world: World, injection: Injection, began: int) -> Trial | None:
         problems.append("the arm is moved for the old task after its stop")
     if injection.unnoticed is not None:
         ends = world.plan_ends(stop.arrival)
-        if ends is None:
+        if ends is not None:
+            problems += _chunk_problems(world, injection.unnoticed, began, stop.stamp - ends)
+        elif not problems:
             return None
-        problems += _chunk_problems(world, injection.unnoticed, began, stop.stamp - ends)
     return Trial(stop_ms, (*problems, *_common_problems(world, injection, stop_ms)))
 
 
