@@ -15,6 +15,7 @@ pytest.importorskip("rclpy", reason="rclpy is not installed: pip install '.[ros]
 
 from diagnostic_msgs.msg import DiagnosticArray
 from graph import TestGraph
+from rclpy.duration import Duration
 from rclpy.qos import QoSProfile
 from std_msgs.msg import Bool
 from std_srvs.srv import Trigger
@@ -297,6 +298,8 @@ def test_without_a_simulator_success_comes_from_its_topic(tmp_path) -> None:
         success = graph.node.create_publisher(Bool, "success", 1)
         graph.wait(success.get_subscription_count, "the controller")
         success.publish(Bool(data=True))  # of whatever was before the goal: does not count
+        # The publisher may know of the controller before the controller knows of it; then the word comes later, even after the goal.
+        assert success.wait_for_all_acked(Duration(seconds=30))
         handle = world.begin()
         assert not world.tasks[-1].lockstep
         success.publish(Bool(data=True))
