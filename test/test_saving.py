@@ -216,9 +216,3 @@ def test_a_base_checkpoint_is_given_heads(tmp_path):
     assert torch.equal(models[0].connector.linear_1.weight, models[2].connector.linear_1.weight)
     saved = load_checkpoint(save_checkpoint(models[0], tmp_path / "tuned"))
     assert saved.config == models[0].config and saved.norm_key == "synthetic"
-
-
-def test_a_packed_model_is_no_start(tmp_path):
-    pack_model("random:nano", tmp_path / "packed")
-    with pytest.raises(CheckpointError, match="give the checkpoint that it was packed from"):
-        starting_model(tmp_path / "packed", {}, "x", 20.0)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 FLOOR = 1e-5  # of both scales, so that zeros quantize to zeros
 INT8_MAX = 127
+_EDGE = 0.499  # of a scale: a weight below it is surely 0, one beyond 1 - 0.499 surely none
 
 
 class QuantizedActivation(NamedTuple):
@@ -35,6 +36,23 @@ def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
     scale = weight_scale(weight)
     codes = (weight.float() * (1.0 / scale)).round_().clamp_(-1, 1)
     return codes.to(torch.int8), scale
+
+
+def master_weight(codes: Tensor, scale: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """A weight to train further, where only its quantization is left: float32 [N, K] of these codes and, rounding aside, this scale.
+
+    codes: int8 [N, K] in {-1, 0, 1}. scale: float32 scalar. What rounding forgot is drawn: zeros evenly within half a scale, the others
+    evenly from there to where the mean is the scale. So some are about to flip, as in a weight that was trained.
+    """
+    drawn = torch.rand(codes.shape, generator=generator)
+    zeros = codes == 0
+    count = codes.numel() - int(zeros.sum())
+    if count == 0:
+        return torch.zeros(codes.shape)
+    inside = (drawn - 0.5) * (2 * _EDGE)
+    beyond = drawn.masked_fill(zeros, 0.0)
+    missing = codes.numel() - inside.abs().masked_fill(~zeros, 0.0).sum() - count * (1 - _EDGE)  # of the sum of magnitudes, in scales
+    return torch.where(zeros, inside, codes * (1 - _EDGE + beyond * (missing / beyond.sum()))) * scale
 
 
 def quantize_activation(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from ..arguments import COUNT, NATURAL, POSITIVE
 EXAMPLES = """\
   bitvla train random:nano --dataset demos --output run --steps 20000 --batch-size 32 --learning-rate 5e-4
   bitvla train CHECKPOINT --dataset demos --output run --accumulate 8          a checkpoint's folder or Hugging Face id
+  bitvla train nano --dataset demos --output run --learning-rate 4e-4          the shipped model, or another packed one
   accelerate launch -m bitvla_ros.cli train CHECKPOINT --dataset demos --output run          on every GPU there is
   accelerate launch --use_fsdp -m bitvla_ros.cli train CHECKPOINT --dataset demos --output run     for GPUs too small for the whole
 The same command again goes on where a run was stopped or killed. run/checkpoint is what bitvla eval and bitvla pack take."""
@@ -19,7 +20,7 @@ FULL_PRECISION = ("vision", "language", "all")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("start", help="random:nano, random:3b, or a checkpoint's folder or Hugging Face id")
+    parser.add_argument("start", help="random:nano, random:3b, or the folder or Hugging Face id of a checkpoint or a packed model; nano: the shipped one")
     parser.add_argument("--dataset", required=True, nargs="+", metavar="DIR", help="demonstrations, of bitvla record or bitvla convert")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder of the run: checkpoint/, log.csv, curves.png, state")
     parser.add_argument("--cameras", nargs="+", default=("scene", "wrist"), metavar="ROLE", help="in order (default: scene wrist)")

@@ -1,4 +1,4 @@
-"""What training starts from: random weights of a preset, or a checkpoint; fitted to the dataset."""
+"""What training starts from: random weights of a preset, a checkpoint or a packed model; fitted to the dataset."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ..model.checkpoint import read_statistics, resolve
 from ..model.packed import is_packed
 from ..model.random_weights import draw
 from ..model.tokenizer import ACTION_BINS, IMAGE_PAD, PROPRIO_PAD, tokenizer_of
+from ..model.unpacking import unpack_model
 from ..policy.preprocessing import ImageRecipe
 from ..policy.prompt import CHAT_TEMPLATE, load_tokenizer
 from .precision import in_precision
@@ -26,9 +27,10 @@ def starting_model(
 ) -> tuple[BitVLA, Any]:
     """A model with gradients, in float32, and the tokenizer to save with it.
 
-    start: `random:nano`, `random:3b`, a checkpoint's directory or a Hugging Face id. statistics, name, control_hz: of the dataset, with
-    which the model will be saved. seed: of random weights, also of the heads that a base checkpoint does not have yet.
-    full_precision: what is not to be ternary. Raises CheckpointError and PromptError.
+    start: `random:nano`, `random:3b`, a checkpoint's directory or a Hugging Face id, or a packed model's, whose master weights are drawn
+    anew (`unpack_model`). statistics, name, control_hz: of the dataset, with which the model will be saved. seed: of what is drawn, also
+    the heads that a base checkpoint does not have yet. full_precision: what is not to be ternary. Raises CheckpointError,
+    PackedModelError and PromptError.
     """
     if str(start).startswith(RANDOM):
         preset = str(start).removeprefix(RANDOM)
@@ -43,8 +45,11 @@ def starting_model(
     else:
         path = resolve(start)
         if is_packed(path):
-            raise CheckpointError(f"{path} is a packed model, which has no master weights: give the checkpoint that it was packed from")
-        model = load_checkpoint(path, norm_key=next(iter(read_statistics(path)), None))
+            if full_precision is not None:
+                raise CheckpointError(f"{path} is packed, nothing is left of its full precision: give the checkpoint it was packed from")
+            model = unpack_model(path, seed=seed)
+        else:
+            model = load_checkpoint(path, norm_key=next(iter(read_statistics(path)), None))
         if not model.config.action_head:
             model = with_heads(model, seed)
         tokenizer = complete(load_tokenizer(path), model)
