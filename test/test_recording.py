@@ -66,6 +66,16 @@ def test_the_record_says_what_was_recorded(recorded: Path, capsys: pytest.Captur
     assert {dataset.episode(i).seed for i in range(4)} == {FIRST_TRAINING_SEED}
 
 
+def test_one_task_alone_can_be_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(command(tmp_path / "one", "--task", "2", episodes=2)) == 0
+    dataset = Dataset(tmp_path / "one")
+    wanted = make(SUITE, cameras=()).tasks[2]
+    assert json.loads(capsys.readouterr().out)["by_task"] == {wanted: 2} and dataset.source["tasks"] == [2]
+    assert len(set(dataset.tasks)) == 5, "frames on the way are still labelled for the others"
+    assert cli.main(command(tmp_path / "none", "--task", "5")) == 2
+    assert "no task 5" in capsys.readouterr().err and not (tmp_path / "none" / "meta").exists()
+
+
 def test_actions_are_in_the_datasets_convention(recorded: Path) -> None:
     dataset = Dataset(recorded)
     for i in range(4):

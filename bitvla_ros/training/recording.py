@@ -49,7 +49,7 @@ EXAMPLES = """\
 CAMERAS = ("scene", "wrist")
 ATTEMPTS = 10  # at an episode, each from another initial state
 HORIZON = 8  # actions of a counterfactual: BitVLA's chunk
-REACH = 0.10  # m from the hand to the nearest object: nearer, other instructions would outvote the grasp, of which L1 learns the median
+REACH = 0.125  # m from the hand to the nearest object; nearer, with the hand above it, other instructions would outvote "go down"
 TAKEOVER = 120  # steps in which the expert takes over from a policy; most tasks take it about as long
 _ATTEMPT = 100_003  # between the seeds of two attempts; odd, and no multiple of 5: LIBERO's states come round in another order
 _LIBERO_STATES = 50  # initial states that LIBERO has for a task: recording cannot but take those that evaluation takes
@@ -64,7 +64,8 @@ class Recipe:
     """What is recorded. noise: standard deviation that is added to each translation offset as executed, in units of full scale.
     first: number of the first seed, counted from FIRST_TRAINING_SEED. render_size, image_size: pixels a side, as rendered and as kept:
     a picture that is rendered small looks different from one that a policy shrinks. counterfactuals: other instructions asked at a frame.
-    policy: directory of a model that acts before the expert takes over; model_hash: of that model."""
+    policy: directory of a model that acts before the expert takes over; model_hash: of that model. tasks: which of a suite's; all where
+    there are none."""
 
     suites: tuple[str, ...]
     image_size: int = 112
@@ -74,9 +75,10 @@ class Recipe:
     counterfactuals: int = 3
     policy: str | None = None
     model_hash: str | None = None
+    tasks: tuple[int, ...] = ()
 
     def source(self) -> dict[str, Any]:
-        source = {
+        source: dict[str, Any] = {
             "policy": "expert",
             "suites": list(self.suites),
             "noise": self.noise,
@@ -84,7 +86,16 @@ class Recipe:
             "render_size": self.render_size,
             "counterfactuals": self.counterfactuals,
         }
+        if self.tasks:
+            source["tasks"] = list(self.tasks)
         return source if self.policy is None else {**source, "taken_over_from": self.model_hash}
+
+    def chosen(self, suite: str, known: Sequence[int]) -> list[int]:
+        """Of a suite's tasks that the expert knows, those to record. Raises RecordingError for one that it does not."""
+        for task in self.tasks:
+            if task not in known:
+                raise RecordingError(f"{suite} has no task {task} that the expert can do: give some of {', '.join(map(str, known))}")
+        return [task for task in known if not self.tasks or task in self.tasks]
 
 
 @dataclass(frozen=True)
@@ -230,7 +241,8 @@ def record(recipe: Recipe, episodes: int, writer: DatasetWriter, workers: int = 
     """Add to a dataset what it lacks of `episodes` demonstrations of each suite; gives each with the attempts that failed before it.
     The result depends neither on the number of workers nor on interruptions. Raises DatasetError where the dataset has others."""
     words = {suite: make(suite, cameras=()).tasks for suite in recipe.suites}
-    todo = list(slots([_known_tasks(suite, words[suite]) for suite in recipe.suites], recipe.suites, episodes))
+    tasks = [recipe.chosen(suite, _known_tasks(suite, words[suite])) for suite in recipe.suites]
+    todo = list(slots(tasks, recipe.suites, episodes))
     for index, (slot, (task, seed)) in enumerate(zip(todo, writer.episodes, strict=False)):
         expected = words[slot.suite][slot.task]
         if task != expected or seed not in [slot.seed(recipe, attempt) for attempt in range(ATTEMPTS)]:
@@ -307,6 +319,9 @@ def _known_tasks(suite: str, tasks: Sequence[str]) -> list[int]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--suite", action="append", required=True, choices=SUITES, help="may be given several times")
     parser.add_argument("--episodes", type=COUNT, required=True, help="successful demonstrations of each suite; its tasks take turns")
+    parser.add_argument(
+        "--task", action="append", type=NATURAL, default=[], help="only this one, by its number in the suite; may be given several times"
+    )
     parser.add_argument("--output", required=True, help="folder of the dataset, new or to be continued")
     parser.add_argument("--image-size", type=COUNT, default=112, help="pixels to which pictures are shrunk (default: %(default)s)")
     parser.add_argument("--render-size", type=COUNT, default=256, help="pixels with which they are rendered (default: %(default)s)")
@@ -349,6 +364,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         arguments.counterfactuals,
         policy,
         model_hash,
+        tuple(sorted(set(arguments.task))),
     )
     output = Path(arguments.output).expanduser()
     writer = DatasetWriter(
