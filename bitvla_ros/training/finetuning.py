@@ -20,7 +20,7 @@ FULL_PRECISION = ("vision", "language", "all")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("start", help="random:nano, random:3b, or the folder or Hugging Face id of a checkpoint or a packed model; nano: the shipped one")
+    parser.add_argument("start", help="random:nano, random:3b, nano (the shipped model), or a folder or Hugging Face id, packed or not")
     parser.add_argument("--dataset", required=True, nargs="+", metavar="DIR", help="demonstrations, of bitvla record or bitvla convert")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder of the run: checkpoint/, log.csv, curves.png, state")
     parser.add_argument("--cameras", nargs="+", default=("scene", "wrist"), metavar="ROLE", help="in order (default: scene wrist)")
