@@ -1,4 +1,4 @@
-"""Put the findings of `bitvla prove` into docs/safety.md, with their pictures.
+"""Put the findings of `bitvla prove` into docs/safety.md, with their pictures. They are kept in docs/proofs, the newest of each proof.
 
 make prove; .venv/bin/python scripts/write_safety.py outputs/prove
 """
@@ -6,6 +6,7 @@ make prove; .venv/bin/python scripts/write_safety.py outputs/prove
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -13,18 +14,25 @@ from bitvla_ros.evaluation.proofs.report import Measured, sections
 from bitvla_ros.nodes.prove.verb import PROOFS
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-PICTURES = "proofs"
+KEPT = DOCS / "proofs"
 
 
-def figures(folder: Path, pictures: Path) -> str:
-    """Markdown of what `folder` keeps; the pictures go to `pictures`, beside the page."""
-    measured = [Measured.load(path) for name in PROOFS if (path := folder / f"{name}.json").is_file()]
-    if not measured:
+def keep(folder: Path) -> None:
+    """Take over what `folder` has found."""
+    found = [path for name in PROOFS if (path := folder / f"{name}.json").is_file()]
+    if not found:
         raise SystemExit(f"{folder} keeps no findings: run `bitvla prove --output {folder}` first")
-    pictures.mkdir(exist_ok=True)
-    lines = ["## Figures", "", *sections(measured, pictures)]
+    KEPT.mkdir(exist_ok=True)
+    for path in found:
+        shutil.copyfile(path, KEPT / path.name)
+
+
+def figures() -> str:
+    """Markdown of all that is kept; the pictures that it shows are drawn anew."""
+    measured = [Measured.load(path) for name in PROOFS if (path := KEPT / f"{name}.json").is_file()]
+    lines = ["## Figures", "", *sections(measured, KEPT)]
     lines = [f"#{line}" if line.startswith("## ") and line != "## Figures" else line for line in lines]
-    return re.sub(r"\]\(([\w-]+\.png)\)", rf"]({pictures.name}/\1)", "\n".join(lines))
+    return re.sub(r"\]\(([\w-]+\.png)\)", rf"]({KEPT.name}/\1)", "\n".join(lines))
 
 
 def main() -> None:
@@ -32,8 +40,8 @@ def main() -> None:
     before, begin, rest = page.read_text(encoding="utf-8").partition("<!-- figures: ")
     comment, _, rest = rest.partition("\n")
     _, end, after = rest.partition("<!-- end of figures -->")
-    text = figures(Path(sys.argv[1]), DOCS / PICTURES)
-    page.write_text(f"{before}{begin}{comment}\n\n{text}\n{end}{after}", encoding="utf-8")
+    keep(Path(sys.argv[1]))
+    page.write_text(f"{before}{begin}{comment}\n\n{figures()}\n{end}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ def sections(measured: Sequence[Measured], folder: Path) -> list[str]:
             lines += [_rhythm(entry.finding.player), ""]
     for entry in measured:
         if isinstance(entry.finding, Fuzz):
-            lines += ["## Malformed messages", "", *fuzz_table(entry.finding), ""]
+            lines += ["## Malformed messages", "", *fuzz_table(entry), ""]
     for entry in promises:
         samples = entry.finding.samples
         if samples is not None and samples.values:
@@ -88,12 +88,14 @@ def sections(measured: Sequence[Measured], folder: Path) -> list[str]:
 
 
 def conditions(measured: Sequence[Measured]) -> str:
-    """Where, when, and how busy the machine was."""
+    """Where and when."""
     machines, dates = (", ".join(sorted({getattr(entry, name) for entry in measured})) for name in ("machine", "date"))
     seeds = ", ".join(map(str, sorted({entry.seed for entry in measured})))
-    shares = [entry.others_share for entry in measured if entry.others_share is not None]
-    load = f"others took at most {max(shares):.1%} of the processors' time during a proof" if shares else "load of the machine unknown"
-    return f"{machines}; {dates}; seed {seeds}; {load}."
+    return f"{machines}; {dates}; seed {seeds}. Others: the share of the processors' time that went to anything else meanwhile."
+
+
+def _others(entry: Measured) -> str:
+    return "unknown" if entry.others_share is None else f"{entry.others_share:.1%}"
 
 
 def _write(path: Path, text: str) -> None:
@@ -103,7 +105,8 @@ def _write(path: Path, text: str) -> None:
 
 
 def fault_table(measured: Sequence[Measured]) -> list[str]:
-    rows: list[tuple[Any, ...]] = [("fault", "what", "trials", "stopped", "p50, ms", "p99, ms", "max, ms", "promised", "violations")]
+    head = ("fault", "what", "trials", "stopped", "p50, ms", "p99, ms", "max, ms", "promised", "violations", "others")
+    rows: list[tuple[Any, ...]] = [head]
     for entry in measured:
         fault = entry.finding
         assert isinstance(fault, Fault)
@@ -111,18 +114,19 @@ def fault_table(measured: Sequence[Measured]) -> list[str]:
         times = ("–" if value is None else f"{value:.0f}" for value in summary["stop_ms"].values())
         promised = [f"{name} {limit:.0f}" for name, limit in (("p99", fault.p99_ms), ("max", fault.max_ms)) if limit is not None]
         words = ", ".join(promised) or "plan's end + a step"
-        rows.append((f"`{fault.name}`", entry.what, summary["trials"], summary["stopped"], *times, words, summary["violations"]))
+        counts = summary["trials"], summary["stopped"]
+        rows.append((f"`{fault.name}`", entry.what, *counts, *times, words, summary["violations"], _others(entry)))
     return table(rows)
 
 
 def promise_table(measured: Sequence[Measured]) -> list[str]:
-    rows: list[tuple[Any, ...]] = [("promise", "what", "trials", "value", "target", "violations", "kept")]
+    rows: list[tuple[Any, ...]] = [("promise", "what", "trials", "value", "target", "violations", "kept", "others")]
     for entry in measured:
         promise = entry.finding
         assert isinstance(promise, Promise)
         trials, value = f"{promise.trials:,} {entry.unit}", f"{promise.value:g} {promise.unit}"
         kept = "yes" if promise.met else "**no**"
-        rows.append((f"`{promise.name}`", entry.what, trials, value, f"{promise.target:g}", promise.violations, kept))
+        rows.append((f"`{promise.name}`", entry.what, trials, value, f"{promise.target:g}", promise.violations, kept, _others(entry)))
     return table(rows)
 
 
@@ -131,9 +135,11 @@ def _rhythm(player: Mapping[str, Any]) -> str:
     return f"The player sent {player['rate_hz']:.2f} setpoints a second: {words[0]}. As they arrived: {words[1]}."
 
 
-def fuzz_table(fuzz: Fuzz) -> list[str]:
-    rows: list[tuple[Any, ...]] = [("messages", "crashes", "not finite", "beyond a limit")]
-    rows.append((f"{fuzz.messages:,}", fuzz.crashes, fuzz.nonfinite_out, fuzz.outside))
+def fuzz_table(entry: Measured) -> list[str]:
+    fuzz = entry.finding
+    assert isinstance(fuzz, Fuzz)
+    rows: list[tuple[Any, ...]] = [("messages", "crashes", "not finite", "beyond a limit", "others")]
+    rows.append((f"{fuzz.messages:,}", fuzz.crashes, fuzz.nonfinite_out, fuzz.outside, _others(entry)))
     reasons = ", ".join(f"{name} {count:,}" for name, count in sorted(fuzz.refused.items(), key=lambda item: -item[1]))
     return [*table(rows), "", f"Refused: {reasons}."]
 
