@@ -2,7 +2,7 @@
 # How a nano is made from nothing: demonstrations, training, packing, evaluation. Each step goes on where it was stopped; run it again after a kill.
 # The shipped one was made in parts, with the commands in docs/learning.md.
 #   scripts/train_nano.sh [FOLDER]      FOLDER holds everything that comes up on the way (default: outputs/nano)
-#   EPISODES=300 FEW=500                demonstrations of each suite, and of tabletop_few
+#   EPISODES=300 FEW=500 STACK=90       demonstrations of each suite, of tabletop_few, and more of stacking
 #   GRASP=20000 READ=4000 JOIN=5000     steps of 32 samples: everything; what to reach for; everything again
 # The result is FOLDER/packed. It becomes the shipped model by hand, with the figures of FOLDER/eval in its card:
 #   cp FOLDER/packed/* models/nano/
@@ -20,6 +20,8 @@ mkdir -p "$out"
 bitvla record $(each) --episodes "${EPISODES:-300}" --noise 0.3 --workers 2 --output "$out/demonstrations"
 bitvla record --suite tabletop_few --episodes "${FEW:-500}" --noise 0.3 --counterfactuals 4 --workers 2 --output "$out/few"
 
+bitvla record --suite tabletop_goal --task 4 --seed 30000 --episodes "${STACK:-90}" --noise 0.3 --workers 2 --output "$out/stack"
+
 # train START OUTPUT STEPS RATE DATASET... [OPTIONS]: docs/learning.md says how fast this is, and why nano has the sizes it has.
 train() {
   local start=$1 run=$2 steps=$3 rate=$4
@@ -30,7 +32,7 @@ train() {
 train random:nano "$out/grasp" "${GRASP:-20000}" 1e-3 "$out/demonstrations"
 # A dataset that is named three times counts three times.
 train "$out/grasp/checkpoint" "$out/read" "${READ:-4000}" 4e-4 "$out/demonstrations" "$out/few" "$out/few" "$out/few" --approach
-train "$out/read/checkpoint" "$out/join" "${JOIN:-5000}" 4e-4 "$out/demonstrations" "$out/few"
+train "$out/read/checkpoint" "$out/join" "${JOIN:-5000}" 4e-4 "$out/demonstrations" "$out/few" "$out/stack"
 
 [ -d "$out/packed" ] || bitvla pack "$out/join/checkpoint" "$out/packed"
 
