@@ -44,7 +44,7 @@ def master_weight(codes: Tensor, scale: Tensor, generator: torch.Generator | Non
     codes: int8 [N, K] in {-1, 0, 1}. scale: float32 scalar. What rounding forgot is drawn: zeros evenly within half a scale, the others
     evenly from there to where the mean is the scale. So some are about to flip, as in a weight that was trained.
     """
-    drawn = torch.rand(codes.shape, generator=generator)
+    drawn = 1.0 - torch.rand(codes.shape, generator=generator)  # never 0
     zeros = codes == 0
     count = codes.numel() - int(zeros.sum())
     if count == 0:
