@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitvla_ros import cli
+from bitvla_ros.model.shipped import shipped
 from bitvla_ros.policy.chunk import ActionChunk
 from bitvla_ros.policy.normalization import Bounds, to_command, unnormalise_actions
 from bitvla_ros.policy.observation import Observation
@@ -205,6 +206,15 @@ def test_the_label_is_what_the_expert_means_in_a_state_that_noise_has_led_to() -
             np.testing.assert_array_equal(snapshot.position.astype(np.float32), episode.state[i + 1, :3])
     clean = play(environment, expert, 1, FIRST_TRAINING_SEED, np.zeros_like(noise))
     assert clean is not None and not np.array_equal(clean.state[10], episode.state[10])
+
+
+def test_a_model_may_be_given_by_its_shipped_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(command(tmp_path / "helped", "--policy", "nano", episodes=1)) == 0
+    assert json.loads(capsys.readouterr().out)["episodes"] == 1
+    hashed = json.loads((shipped("nano") / "config.json").read_text(encoding="utf-8"))["model_hash"]
+    assert Dataset(tmp_path / "helped").source["taken_over_from"] == hashed
+    assert cli.main(command(tmp_path / "none", "--policy", "no/such/folder")) == 2
+    assert "no directory no/such/folder" in capsys.readouterr().err and not (tmp_path / "none").exists()
 
 
 def test_pictures_are_what_a_policy_makes_of_the_same_scene() -> None:

@@ -343,7 +343,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=3,
         help="other instructions that label frames on the way to an object too, where a suite has one scene (default: %(default)s)",
     )
-    parser.add_argument("--policy", metavar="MODEL", help="model's folder: it acts until, at a random step, the expert takes over (DAgger)")
+    parser.add_argument(
+        "--policy", metavar="MODEL", help="folder, hub id or shipped name; it acts until, at a random step, the expert takes over (DAgger)"
+    )
     parser.add_argument("--workers", type=COUNT, default=1, help="processes (default: %(default)s); the result is the same")
 
 
@@ -353,8 +355,12 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     suites = tuple(dict.fromkeys(arguments.suite))
-    policy = None if arguments.policy is None else str(Path(arguments.policy).expanduser().resolve())
-    model_hash = None if policy is None else _policy(policy).spec.model_hash
+    policy = model_hash = None
+    if arguments.policy is not None:
+        from ..model.checkpoint import resolve
+
+        policy = str(resolve(arguments.policy))
+        model_hash = _policy(policy).spec.model_hash
     recipe = Recipe(
         suites,
         arguments.image_size,
