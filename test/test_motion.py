@@ -128,6 +128,76 @@ def test_an_offset_that_changes_within_a_control_step_counts_from_where_the_step
     assert wrong.position[0] > 1.1 * one.position[0]
 
 
+# An arm that lags
+
+
+class Lagging:
+    """Follows setpoints as a first-order lag does."""
+
+    def __init__(self, lag: float) -> None:
+        self.lag, self.position, self.orientation = lag, np.zeros(3), UPRIGHT
+
+    def follow(self, before: Setpoint, after: Setpoint, dt: float, parts: int = 50) -> None:
+        for k in range(parts):
+            share = 1.0 - np.exp(-dt / parts / self.lag)
+            target = before.position + (k + 0.5) / parts * (after.position - before.position)
+            turn = turned(before.orientation, (k + 0.5) / parts * turn_between(before.orientation, after.orientation))
+            self.position = self.position + share * (target - self.position)
+            self.orientation = turned(self.orientation, share * turn_between(self.orientation, turn))
+
+
+def led(model: str, lag: float, rows: np.ndarray, told: float) -> tuple[float, float]:
+    """How far, at most, an arm of this lag is from what the model does without one: m and rad. told: the lag that the model knows of."""
+    made, plain, follower = motion(model, lag=told), motion(model), Lagging(lag)
+    last, far, wide = made.step(None, 0.0), 0.0, 0.0
+    for row in rows:
+        for _ in range(5):
+            setpoint, wanted = made.step(row, STEP / 5), plain.step(row, STEP / 5)
+            follower.follow(last, setpoint, STEP / 5)
+            last = setpoint
+        far = max(far, float(np.linalg.norm(follower.position - wanted.position)))
+        wide = max(wide, angle(follower.orientation, wanted.orientation))
+    return far, wide
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("lag", [0.03, 0.08])
+def test_an_arm_that_lags_moves_as_the_model_does_where_the_lag_is_known(model, lag):
+    knots = np.random.default_rng(4).uniform(-0.4, 0.4, (6, 7))  # within the limits of the setpoint, which has to be quicker
+    rows = np.stack([np.interp(np.linspace(0, 5, 24), range(6), column) for column in knots.T], 1).astype(np.float32)
+    known, unknown = led(model, lag, rows, told=lag), led(model, lag, rows, told=0.0)
+    assert known[0] < 0.2 * unknown[0] and known[1] < 0.2 * unknown[1], (known, unknown)
+
+
+@pytest.mark.parametrize("name", ["+1 on axis 0, then nothing", "a reversal", "a smooth path"])
+def test_the_simulated_arm_led_by_poses_moves_as_by_its_own_controller(name):
+    tabletop = pytest.importorskip("bitvla_ros.simulation.tabletop", reason="no MuJoCo: pip install '.[sim]'")
+    stepped, led = (tabletop.TabletopEnvironment("tabletop_goal", cameras=()) for _ in range(2))
+    seen = stepped.reset(0, 0)
+    far = {}
+    for lag in (0.0, 0.05):
+        stepped.reset(0, 0), led.reset(0, 0)
+        made = motion(lag=lag)
+        made.reset(arm(seen.position, seen.orientation))
+        distances = []
+        for row in recorded()[name]:
+            wanted = stepped.step(row)
+            for _ in range(5):
+                setpoint = made.step(row, 0.01)
+                found = led.follow(setpoint.position, setpoint.orientation, 0.0, 0.01)
+            distances.append(np.linalg.norm(found.position - wanted.position))
+        far[lag] = max(distances)
+    assert far[0.05] < 0.008 < far[0.0], far
+
+
+def test_a_lag_changes_nothing_about_how_fast_setpoints_come_to_rest():
+    made = motion(**ROBOT, lag=0.1)
+    speed = float(np.linalg.norm(play(made, action(1), 0.5)[-1].linear))
+    stop = play(made, None, 0.3)
+    np.testing.assert_allclose(-np.diff([speed, *(float(np.linalg.norm(s.linear)) for s in stop)])[:7], 0.03, atol=1e-9)
+    assert stop[-1].hold
+
+
 # Velocities by scale
 
 
@@ -195,11 +265,12 @@ _TIMES = st.one_of(st.floats(0.001, 0.02), st.sampled_from([0.0, 0.01, 0.05]), s
 @settings(max_examples=150, deadline=None)
 @given(
     model=st.sampled_from(MODELS),
+    lag=st.sampled_from([0.0, 0.05, 0.3]),
     limits=st.sampled_from([{}, ROBOT, {"speed": 0.01, "acceleration": 0.1, "angular_speed": 0.1, "angular_acceleration": 0.5}]),
     steps=st.lists(st.tuples(_ACTIONS, _TIMES, st.sampled_from([None, True, False]), st.integers(1, 10)), min_size=1, max_size=20),
 )
-def test_whatever_comes_the_setpoints_keep_to_the_limits(model, limits, steps):
-    made = motion(model, **limits)
+def test_whatever_comes_the_setpoints_keep_to_the_limits(model, lag, limits, steps):
+    made = motion(model, **limits, lag=lag)
     last = made.step(None, 0.0)
     for asked, dt, renew, times in steps:
         row = None if asked is None else np.array(asked, np.float32)
@@ -277,7 +348,18 @@ def test_a_rebased_motion_goes_on_at_its_velocity_from_where_the_arm_is():
     assert angle(HAND, found.orientation) == pytest.approx(float(np.linalg.norm(expected.angular)) * 0.01, rel=0.02)
 
 
-@pytest.mark.parametrize("wrong", [{"model": "sprung"}, {"speed": 0.0}, {"acceleration": np.nan}, {"angular_speed": np.inf}, {"lead": 0.0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"model": "sprung"},
+        {"speed": 0.0},
+        {"acceleration": np.nan},
+        {"angular_speed": np.inf},
+        {"lead": 0.0},
+        {"lag": -0.1},
+        {"lag": np.nan},
+    ],
+)
 def test_a_wrong_configuration_is_refused(wrong):
     with pytest.raises(ValueError, match="motion" if "model" in wrong else next(iter(wrong))):
         MotionConfig(**wrong)

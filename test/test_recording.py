@@ -26,7 +26,8 @@ from bitvla_ros.simulation import FIRST_TRAINING_SEED, TABLETOP_SUITES, make
 from bitvla_ros.simulation.expert import make_expert, plans_of
 from bitvla_ros.training import recording
 from bitvla_ros.training.dataset import Dataset, DatasetError, DatasetWriter
-from bitvla_ros.training.recording import HORIZON, REACH, Recipe, RecordingError, Slot, play, record, record_slot, slots, to_dataset
+from bitvla_ros.training.demonstration import REACH, play, to_dataset
+from bitvla_ros.training.recording import HORIZON, Recipe, RecordingError, Slot, record, record_slot, slots
 
 pytest.importorskip("pyarrow", reason="the extra train is not installed")
 pytest.importorskip("mujoco", reason="the extra sim is not installed")

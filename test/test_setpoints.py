@@ -248,6 +248,7 @@ def test_the_expert_drives_the_simulated_arm_through_its_drivers_interface(graph
     profile = load_profile("simulated_arm")
     files = ("--ros-args", "--params-file", str(profile.path))
     states = graph.collect(SimulationState, "simulation_state", LATCHED)
+    health = graph.collect(DiagnosticArray, "/diagnostics", QoSProfile(depth=100))
     targets = graph.collect(PoseStamped, "target_pose", QoSProfile(depth=1000))
     graph.start("simulation", "bitvla_ros.nodes.simulation", {"mode": "realtime", "interface": "pose", "cameras": [""]})
     patient = {"limits.liveliness_grace": 0.5, "limits.max_state_age": 1.0}  # a loaded machine
@@ -259,3 +260,4 @@ def test_the_expert_drives_the_simulated_arm_through_its_drivers_interface(graph
     assert result.outcome in (Result.SUCCESS, Result.TIME_LIMIT), result.reason  # a loaded machine plays badly, but it plays
     assert result.chunks > 3 and len(targets) > 50
     assert {message.header.frame_id for message in targets} == {"world"}
+    graph.wait(lambda: any(v.key == "lag" for array in health for status in array.status for v in status.values), "the arm's lag, measured")

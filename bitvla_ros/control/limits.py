@@ -116,11 +116,11 @@ class Limits:
         if any(not low + 2 * self.joint_margin < high for low, high in zip(self.joint_min, self.joint_max, strict=True)):
             raise ValueError(f"joint_min {self.joint_min} and joint_max {self.joint_max} leave no room between them for joint_margin")
 
-    def motion(self, model: str) -> MotionConfig:
-        """The reference model that keeps to these limits. model: of motion.MODELS."""
+    def motion(self, model: str, lag: float = 0.0) -> MotionConfig:
+        """The reference model that keeps to these limits. model: of motion.MODELS. lag: s, by which the arm follows behind setpoints."""
         shared = MotionConfig.__dataclass_fields__.keys() & Limits.__dataclass_fields__.keys()
         lead = {"lead": _LEAD * self.following_position, "lead_angle": _LEAD * self.following_angle}
-        return MotionConfig(model, **{name: getattr(self, name) for name in shared}, **lead)
+        return MotionConfig(model, **{name: getattr(self, name) for name in shared}, **lead, lag=lag)
 
 
 class Violation(Exception):

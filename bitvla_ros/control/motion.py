@@ -27,6 +27,7 @@ STIFFNESS = 150.0  # 1/s^2
 ROTATION_STIFFNESS = 75.0  # 1/s^2, which has the response that was measured
 DAMPING = 2.0 * math.sqrt(STIFFNESS)  # 1/s
 
+_INSTANT = 1e-9  # s; times are whole nanoseconds
 _NOTHING = np.zeros(3)
 
 
@@ -37,8 +38,10 @@ class MotionConfig:
             A rotation of exactly zero keeps the last goal of orientation, as robosuite does.
         scaled: a velocity of metres_per_unit (m) and radians_per_unit (rad) a control step, reached linearly within the step.
     speed (m/s), angular_speed (rad/s), acceleration (m/s2), angular_acceleration (rad/s2): what setpoints keep to, as norms.
-    lead (m), lead_angle (rad): an offset counts from the setpoint, but from no further than this from the measured arm. So what is asked
-        of an arm that touches something does not add up, and it comes back as soon as it is asked to, as with the training controller."""
+    lead (m), lead_angle (rad): an offset counts from where the arm should be, but from no further than this from where it is measured.
+        So what is asked of an arm that touches something does not add up, and it comes back as soon as it is asked to, as with the
+        training controller.
+    lag (s): how far the arm follows behind its setpoints. They go ahead by as much, so that the arm itself moves as the model does."""
 
     model: str = "spring"
     metres_per_unit: float = 0.0135
@@ -49,42 +52,62 @@ class MotionConfig:
     angular_acceleration: float = 100.0
     lead: float = 0.06
     lead_angle: float = 0.3
+    lag: float = 0.0
 
     def __post_init__(self) -> None:
         if self.model not in MODELS:
             raise ValueError(f"motion is {self.model!r}; it can be {' or '.join(MODELS)}")
-        for name in self.__dataclass_fields__.keys() - {"model"}:
+        if not 0 <= self.lag < math.inf:
+            raise ValueError(f"lag is {self.lag}; it is 0 or above and finite")
+        for name in self.__dataclass_fields__.keys() - {"model", "lag"}:
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; it is above 0 and finite")
 
 
 class _Axis:
-    """Translation or rotation: its velocity, and the limits that it keeps."""
+    """Translation or rotation of the setpoint, within its limits, and of the arm that follows it as a first-order lag does."""
 
-    def __init__(self, stiffness: float, speed: float, acceleration: float) -> None:
+    def __init__(self, stiffness: float, speed: float, acceleration: float, lag: float) -> None:
         self._slow = DAMPING / 2.0
         self._split = math.sqrt(max(self._slow**2 - stiffness, 0.0))  # of the two poles; 0: critically damped
-        self._stiffness, self._speed, self._acceleration = stiffness, speed, acceleration
-        self.mean = self.now = _NOTHING  # velocity over the last step, which is what goes out, and at its end
+        self._stiffness, self._speed, self._acceleration, self._lag = stiffness, speed, acceleration, lag
+        self.resume(_NOTHING)
+
+    def resume(self, velocity: Array) -> None:
+        """The setpoint has had this velocity for a while."""
+        self.mean = self.now = velocity  # of the setpoint over the last step, which is what goes out; of the arm at its end
+        self.ahead = self._lag * velocity  # from the arm to the setpoint
 
     def track(self, error: Array, dt: float) -> Array:
-        """The displacement of `dt` seconds of a spring that is `error` away from its goal: the exact response, within the limits."""
-        if dt <= 0.0:
-            return _NOTHING
+        """The setpoint's displacement of `dt` seconds in which the arm moves as a spring that is `error` away from its goal: the exact
+        response, within the limits."""
         decay, r = math.exp(-self._slow * dt), self._split
         stay, go = decay * math.cosh(r * dt), decay * (math.sinh(r * dt) / r if r > 1e-6 else dt)
         after = stay * error + go * (self.now + self._slow * error)
         velocity = stay * self.now - go * (self._slow * self.now + self._stiffness * error)
-        mean = (after - error) / dt
-        displacement = self.approach(mean, dt)
-        # Where the limits bite, the spring goes on from what the arm was really told.
-        self.now = self.mean + shortened(velocity - mean, self._acceleration * dt / 2.0)
-        return displacement
+        return self.approach((after - error) / dt if dt >= _INSTANT else self.now, velocity, dt)
 
-    def approach(self, velocity: Array, dt: float) -> Array:
-        """The displacement of `dt` seconds in which the velocity comes as near to this one as the limits allow."""
-        change = shortened(shortened(velocity, self._speed) - self.mean, self._acceleration * dt)
-        self.mean = self.now = self.mean + change
+    def approach(self, mean: Array, velocity: Array, dt: float) -> Array:
+        """The setpoint's displacement of `dt` seconds in which the arm moves at `mean` and ends at `velocity`, or as near to that as the
+        limits allow."""
+        if dt < _INSTANT:
+            return _NOTHING
+        wanted = mean + (self._lag * velocity - self.ahead) / dt
+        moved = self._limited(wanted, dt)
+        # Where the limits bite, the arm goes on from what it was really told.
+        mean, spread = mean - (wanted - self.mean) * (dt / (dt + self._lag)), velocity - mean
+        self.ahead = self.ahead + moved - mean * dt
+        self.now = mean + shortened(spread, self._acceleration * dt / 2.0)
+        return moved
+
+    def brake(self, dt: float) -> Array:
+        """The setpoint's displacement of `dt` seconds of coming to rest, as fast as the limits allow."""
+        moved = self._limited(_NOTHING, dt)
+        self.resume(self.mean)
+        return moved
+
+    def _limited(self, velocity: Array, dt: float) -> Array:
+        self.mean = self.mean + shortened(shortened(velocity, self._speed) - self.mean, self._acceleration * dt)
         return self.mean * dt
 
 
@@ -95,23 +118,24 @@ class Motion:
         """hz: the control rate."""
         self.config = config
         self._step = 1.0 / hz
-        self._translation = _Axis(STIFFNESS, config.speed, config.acceleration)
-        self._rotation = _Axis(ROTATION_STIFFNESS, config.angular_speed, config.angular_acceleration)
+        self._translation = _Axis(STIFFNESS, config.speed, config.acceleration, config.lag)
+        self._rotation = _Axis(ROTATION_STIFFNESS, config.angular_speed, config.angular_acceleration, config.lag)
         self._gripper = 0.0
         self._position = self._base = _NOTHING  # base: where the control step began, which goals count from
         self._orientation = self._from = self._goal = np.array([0.0, 0.0, 0.0, 1.0])
-        self._excess = (_NOTHING, _NOTHING)  # from the setpoint to the base, where it is too far ahead of the arm
+        self._excess = (_NOTHING, _NOTHING)  # from where the arm should be to the base, where that is too far ahead of the measured arm
         self._phase = math.inf  # s since the control step began
 
     def reset(self, arm: ArmState) -> None:
         """At rest where the arm is measured. The gripper keeps its last command."""
-        self._translation.mean = self._translation.now = self._rotation.mean = self._rotation.now = _NOTHING
+        self._translation.resume(_NOTHING)
+        self._rotation.resume(_NOTHING)
         self._place(np.array(arm.position, np.float64), turned(np.asarray(arm.orientation, np.float64), _NOTHING))
 
     def resume(self, setpoint: Setpoint) -> None:
         """Go on from what really went out."""
-        self._translation.mean = self._translation.now = setpoint.linear
-        self._rotation.mean = self._rotation.now = setpoint.angular
+        self._translation.resume(setpoint.linear)
+        self._rotation.resume(setpoint.angular)
         self._gripper = setpoint.gripper
         self._place(setpoint.position, setpoint.orientation)
 
@@ -145,33 +169,38 @@ class Motion:
         self._orientation = turned(self._orientation, turn)
         return self._setpoint(hold=False)
 
+    def _expected(self) -> tuple[Array, Array]:
+        """Where the arm should be now: the setpoint, less what it is ahead."""
+        return self._position - self._translation.ahead, turned(self._orientation, -self._rotation.ahead)
+
     def _begin_step(self, arm: ArmState | None) -> None:
         self._phase, self._excess = 0.0, (_NOTHING, _NOTHING)
+        position, orientation = self._expected()
         if arm is not None:
-            ahead, turn = self._position - arm.position, turn_between(arm.orientation, self._orientation)
+            ahead, turn = position - arm.position, turn_between(arm.orientation, orientation)
             self._excess = shortened(ahead, self.config.lead) - ahead, shortened(turn, self.config.lead_angle) - turn
-        self._base, self._from = self._position + self._excess[0], turned(self._orientation, self._excess[1])
+        self._base, self._from = position + self._excess[0], turned(orientation, self._excess[1])
 
     def _track(self, offset: Array, dt: float) -> tuple[Array, Array]:
         if offset[3:].any():
             self._goal = turned(self._from, ROTATION_SCALE * offset[3:])
         elif not offset.any():
             self._goal = self._from
-        moved = self._translation.track(self._position - self._base - POSITION_SCALE * offset[:3], dt)
-        return moved, self._rotation.track(turn_between(self._goal, self._orientation), dt)
+        position, orientation = self._expected()
+        moved = self._translation.track(position - self._base - POSITION_SCALE * offset[:3], dt)
+        return moved, self._rotation.track(turn_between(self._goal, orientation), dt)
 
     def _scale(self, offset: Array, dt: float) -> tuple[Array, Array]:
         share = min(1.0, dt / max(self._step - self._phase, dt)) if dt > 0.0 else 0.0
-        # What the setpoint is ahead of where offsets count from is taken back within a step.
+        # What the arm should be ahead of where offsets count from is taken back within a step.
         linear = (offset[:3] * self.config.metres_per_unit + self._excess[0]) / self._step
         angular = (offset[3:] * self.config.radians_per_unit + self._excess[1]) / self._step
-        return (
-            self._translation.approach(self._translation.mean + share * (linear - self._translation.mean), dt),
-            self._rotation.approach(self._rotation.mean + share * (angular - self._rotation.mean), dt),
-        )
+        velocity = self._translation.now + share * (linear - self._translation.now)
+        rate = self._rotation.now + share * (angular - self._rotation.now)
+        return self._translation.approach(velocity, velocity, dt), self._rotation.approach(rate, rate, dt)
 
     def _rest(self, dt: float) -> Setpoint:
-        moved, turn = self._translation.approach(_NOTHING, dt), self._rotation.approach(_NOTHING, dt)
+        moved, turn = self._translation.brake(dt), self._rotation.brake(dt)
         self._place(self._position + moved, turned(self._orientation, turn))
         return self._setpoint(hold=not (self._translation.mean.any() or self._rotation.mean.any()))
 

@@ -26,11 +26,12 @@ from .rotation import turn_between, turned
 class ControlConfig:
     """Player and guard for a simulator. Offsets beyond [-1, 1] are clipped, as robosuite's OSC controller clips its input.
 
-    motion: what an offset means to an arm that is given setpoints, of motion.MODELS."""
+    motion: what an offset means to an arm that is given setpoints, of motion.MODELS. lag: s, by which that arm follows behind them."""
 
     player: PlayerConfig = field(default_factory=PlayerConfig)
     limits: Limits = field(default_factory=lambda: Limits(clamp=("offset",)))
     motion: str = "spring"
+    lag: float = 0.0
 
 
 class Outcome(IntEnum):
@@ -65,7 +66,7 @@ class Session:
         self.config = config
         self.player = Player(config.player, frame)
         self.guard = Guard(config.limits, config.player.control_hz)
-        self.motion = Motion(config.limits.motion(config.motion), config.player.control_hz)
+        self.motion = Motion(config.limits.motion(config.motion, config.lag), config.player.control_hz)
         self.shadow = False
         self.fade = 0.0
         self.epoch = epoch

@@ -29,6 +29,7 @@ PARAMETERS = (
     Parameter("ensemble", _PLAYER.ensemble, "Realtime: chunks that overlap are averaged, weighted exp(-ensemble i); 0: no", "", 0.0, 10.0),
     Parameter("ramp_steps", _PLAYER.ramp_steps, "Steps in which the arm comes to a hold, after a chunk and at a stop", "", 0, 100),
     Parameter("motion", _DEFAULT.motion, "Setpoints: how an arm answers an offset (control/motion.py)", choices=MODELS),
+    Parameter("lag", _DEFAULT.lag, "Setpoints: how far the arm follows behind them; they go ahead by as much", "s", 0.0, 0.5),
     Parameter("limits.metres_per_unit", _LIMITS.metres_per_unit, "Motion of a full-scale step, sustained", "m", 1e-6, 1.0),
     Parameter("limits.radians_per_unit", _LIMITS.radians_per_unit, "Rotation of a full-scale step, sustained", "rad", 1e-6, 3.2),
     Parameter("limits.workspace_min", _LIMITS.workspace_min, "Corner of the box that the end effector stays in, in the pose's frame", "m"),
@@ -59,6 +60,6 @@ def control_config(p: SimpleNamespace) -> ControlConfig:
     if limits["joint_min"] == limits["joint_max"] == (0.0,):
         limits["joint_min"] = limits["joint_max"] = ()
     try:
-        return ControlConfig(PlayerConfig(**player), Limits(**limits, ramp_steps=p.ramp_steps), p.motion)
+        return ControlConfig(PlayerConfig(**player), Limits(**limits, ramp_steps=p.ramp_steps), p.motion, p.lag)
     except ValueError as error:
         raise ParameterError(str(error)) from error

@@ -16,6 +16,7 @@ from geometry_msgs.msg import PoseStamped
 from std_srvs.srv import SetBool
 
 from bitvla_ros.control.command import Setpoint
+from bitvla_ros.control.following import Following
 from bitvla_ros.control.limits import FaultReason
 from bitvla_ros.control.session import Session
 from bitvla_ros.control.shadow import Disagreement
@@ -59,7 +60,7 @@ class Setpoints:
         self.steps = self.late = 0  # late: came more than half a period after their time
         self._sink: Sink | None = make_sink(node, p, DRY) if p.mode == "dry" else None
         self._shadow = node.create_publisher(PoseStamped, "shadow/target_pose", COMMAND) if p.mode == "shadow" else None
-        self._disagreement = Disagreement()
+        self._disagreement, self._following = Disagreement(), Following()
         self._service = node.create_service(SetBool, "enable", self._on_enable)
 
     @property
@@ -89,6 +90,8 @@ class Setpoints:
             self._send(setpoint, now)
         if self._shadow is not None:
             self._disagreement.observe(setpoint, pose)
+        elif self._p.mode == "live":
+            self._following.observe(setpoint, pose, now)
         if self._session.steps > steps:
             self._report(now)
         self._close_at_rest()
@@ -124,6 +127,8 @@ class Setpoints:
         }
         if self._shadow is not None:
             values |= {f"disagreement_{name}": f"{value:.3g}" for name, value in self._disagreement.values().items()}
+        if self._following.lag is not None:
+            values["lag"] = f"{self._following.lag:.3f} s"
         return values
 
     def close(self) -> None:

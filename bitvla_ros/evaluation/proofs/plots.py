@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,8 +46,8 @@ def draw_faults(faults: Sequence[Fault], path: Path) -> None:
         figure.savefig(path, dpi=150)
 
 
-def draw_samples(title: str, samples: Samples, path: Path) -> None:
-    """A histogram with the limit, or with `at` a line."""
+def draw_samples(title: str, samples: Samples, kept: bool, path: Path) -> None:
+    """A histogram with the limit, or with `at` a line. kept: whether the promise was; the limit's colour says so."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -60,11 +61,11 @@ def draw_samples(title: str, samples: Samples, path: Path) -> None:
             axes.set_ylabel(samples.label)
             axes.set_ylim(0, 1.15 * float(values.max(initial=1e-9)))
         else:
-            axes.hist(values, bins=60, color=PARTS["vision"], edgecolor="white", linewidth=0.3, log=len(values) > 100)
+            edges = np.histogram_bin_edges(values if samples.limit is None else np.append(values, samples.limit), bins=60)
+            axes.hist(values, bins=edges, color=PARTS["vision"], edgecolor="white", linewidth=0.3, log=len(values) > 100)
             axes.set_xlabel(samples.label)
             axes.set_ylabel("count")
         if samples.limit is not None:
-            color = MISSED if values.max(initial=0.0) > samples.limit * (1 + 1e-6) else PROMISED
-            (axes.axhline if samples.at else axes.axvline)(samples.limit, color=color, linewidth=2)
-        axes.set_title(title, loc="left", fontsize=10)
+            (axes.axhline if samples.at else axes.axvline)(samples.limit, color=PROMISED if kept else MISSED, linewidth=2)
+        axes.set_title(textwrap.fill(title, 72), loc="left", fontsize=10)
         figure.savefig(path, dpi=150)

@@ -80,10 +80,10 @@ def sections(measured: Sequence[Measured], folder: Path) -> list[str]:
         if isinstance(entry.finding, Fuzz):
             lines += ["## Malformed messages", "", *fuzz_table(entry), ""]
     for entry in promises:
-        samples = entry.finding.samples
-        if samples is not None and samples.values:
-            plots.draw_samples(f"{entry.finding.name}: {entry.what}", samples, folder / f"{entry.finding.name}.png")
-            lines += [f"![{samples.label}]({entry.finding.name}.png)", ""]
+        promise = entry.finding
+        if isinstance(promise, Promise) and promise.samples is not None and promise.samples.values:
+            plots.draw_samples(f"{promise.name}: {entry.what}", promise.samples, promise.met, folder / f"{promise.name}.png")
+            lines += [f"![{promise.samples.label}]({promise.name}.png)", ""]
     return lines
 
 

@@ -105,7 +105,8 @@ def _segment(count: int, random: np.random.Generator, shares: list[float]) -> St
     limits = SIMULATOR if random.random() < 0.5 else ARM
     period = SECOND // int(random.choice(RATES))
     player = PlayerConfig(ensemble=float(random.choice([0.0, 0.01])))
-    session = Session(ControlConfig(player, limits, str(random.choice(["spring", "scaled"]))))
+    model, lag = str(random.choice(["spring", "scaled"])), float(random.choice([0.0, 0.06, 0.2]))  # of an arm whose own is 0.06 s
+    session = Session(ControlConfig(player, limits, model, lag))
     row, arm, policy = Steps(limits), _Arm(), _Policy(random)
     now, made = 1000 * SECOND, 0
     while made < count:
