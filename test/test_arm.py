@@ -10,11 +10,15 @@ import pytest
 
 pytest.importorskip("rclpy", reason="rclpy is not installed: pip install '.[ros]'")
 
+from geometry_msgs.msg import PoseStamped
 from graph import TestGraph
+from std_msgs.msg import Header
 
+from bitvla_ros.msg import SimulationState
 from bitvla_ros.nodes.arm import Arm
-from bitvla_ros.nodes.conversions import joint_state_to_msg, stamp_to_ns
+from bitvla_ros.nodes.conversions import joint_state_to_msg, ns_to_stamp, pose_to_msg, stamp_to_ns
 from bitvla_ros.nodes.frames import NoTransform
+from bitvla_ros.nodes.qos import LATCHED, SENSOR
 
 pytestmark = pytest.mark.ros
 
@@ -128,3 +132,36 @@ def test_joints_that_do_not_come_are_missed(graph: TestGraph) -> None:
     cell.arm.refresh()
     assert cell.arm.missing is None and cell.arm.joints is None
     cell.close()
+
+
+def test_after_a_simulators_reset_the_arm_is_where_the_next_pose_says(graph: TestGraph) -> None:
+    """The pose before it is of another episode: a task that began there would find the arm far from its first setpoint."""
+    p = SimpleNamespace(simulator=True, state_source="pose", joints=())
+    arm = Arm(graph.node, p, lambda: None, lambda: None)
+    states = graph.node.create_publisher(SimulationState, "simulation_state", LATCHED)
+    poses = graph.node.create_publisher(PoseStamped, "end_effector_pose", SENSOR)
+
+    def pose(stamp: int) -> None:
+        def taken() -> bool:
+            poses.publish(pose_to_msg(np.zeros(3), np.array([0.0, 0.0, 0.0, 1.0]), stamp, "world"))
+            return arm.pose is not None and arm.pose.stamp == stamp
+
+        graph.wait(taken, "the pose")
+        graph.spin(0.05)
+
+    def state(episode: int, stamp: int) -> None:
+        states.publish(SimulationState(header=Header(stamp=ns_to_stamp(stamp)), episode=episode))
+        graph.wait(lambda: arm.stamp == stamp, "the state")
+
+    state(1, 10 * MS)
+    pose(10 * MS)
+    state(1, 60 * MS)
+    assert arm.pose is not None and arm.missing is None, "the same episode: a pose a little older will do"
+    state(2, 110 * MS)
+    assert arm.pose is None and arm.missing == "nobody publishes end_effector_pose: start the simulator or the arm's driver"
+    pose(120 * MS)
+    state(3, 120 * MS)
+    assert arm.pose is not None, "the pose of the reset itself came first"
+    arm.close()
+    graph.node.destroy_publisher(states)
+    graph.node.destroy_publisher(poses)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -58,6 +59,12 @@ def in_process(graph: TestGraph, policy: Scripted, make_frames=None, **parameter
         graph.executor.remove_node(node)
         node.stop()
         node.destroy_node()
+
+
+def test_the_garbage_collector_leaves_alone_what_was_loaded(tmp_path) -> None:
+    """Or it would hold up every thread for 0.15 s now and then, the one too that says that the policy lives."""
+    with TestGraph(tmp_path) as graph, in_process(graph, Scripted(lambda observation: None)):
+        assert gc.get_freeze_count() > 10 * len(gc.get_objects())
 
 
 def test_exception_in_inference_is_shown_and_the_node_goes_on(tmp_path, capfd) -> None:

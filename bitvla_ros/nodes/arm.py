@@ -128,7 +128,10 @@ class Arm:
         if state.lockstep != self.lockstep and self._poses is not None:  # the simulator says how it publishes
             self._node.destroy_subscription(self._poses)
             self._poses = self._subscribe(state.lockstep)
-        self.state, self.success, self.stamp = state, state.success, stamp_to_ns(state.header.stamp)
+        stamp = stamp_to_ns(state.header.stamp)
+        if state.episode != self.episode and self.pose is not None and self.pose.stamp < stamp:
+            self.pose = None  # the arm is somewhere else now
+        self.state, self.success, self.stamp = state, state.success, stamp
         self._on_state()
 
     def _take_success(self, message: Bool) -> None:

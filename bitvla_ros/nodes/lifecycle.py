@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import sys
 import traceback
@@ -83,7 +84,9 @@ class ManagedNode(LifecycleNode):
     # Called by rclpy.
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
-        return self._attempt("configure", lambda: self.configure(self.parameters.read()), self.cleanup, "inactive")
+        result = self._attempt("configure", lambda: self.configure(self.parameters.read()), self.cleanup, "inactive")
+        _settle()
+        return result
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         return self._attempt("activate", self.activate, self.deactivate, "active")
@@ -129,6 +132,14 @@ class ManagedNode(LifecycleNode):
         if self.failure is not None:
             return Status(ERROR, self.failure, {"state": self.state})
         return self.status() if self.state == "active" else Status(OK, self.state)
+
+
+def _settle() -> None:
+    """What is loaded by now lives long. To look at it all again takes the garbage collector 0.15 s with torch among it, in which no thread
+    of the process runs: longer than the lease of a policy that lives. So it is told not to."""
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
 
 
 def run(
