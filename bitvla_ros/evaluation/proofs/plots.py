@@ -62,7 +62,7 @@ def draw_samples(title: str, samples: Samples, kept: bool, path: Path) -> None:
             axes.set_ylim(0, 1.15 * float(values.max(initial=1e-9)))
         else:
             edges = np.histogram_bin_edges(values if samples.limit is None else np.append(values, samples.limit), bins=60)
-            axes.hist(values, bins=edges, color=PARTS["vision"], edgecolor="white", linewidth=0.3, log=len(values) > 100)
+            axes.hist(values, bins=edges.tolist(), color=PARTS["vision"], edgecolor="white", linewidth=0.3, log=len(values) > 100)
             axes.set_xlabel(samples.label)
             axes.set_ylabel("count")
         if samples.limit is not None:
