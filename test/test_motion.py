@@ -337,6 +337,15 @@ def test_a_motion_is_resumed_where_it_stood():
     check_seam(setpoint, other.step(action(-1), 0.01), 0.01, other.config)
 
 
+def test_a_motion_that_is_resumed_is_ahead_of_an_arm_that_lags_as_it_was():
+    """Or it would take the lead anew, all at once."""
+    one, other = motion(lag=0.1), motion(lag=0.1)
+    setpoint = play(one, action(0.4), 1.0)[-1]
+    other.resume(setpoint)
+    expected, found = one.step(action(0.4), 0.01), other.step(action(0.4), 0.01)
+    assert np.linalg.norm(found.linear - expected.linear) < 0.06, "measured 0.035; 0.137 with a lead that begins at 0"
+
+
 def test_a_rebased_motion_goes_on_at_its_velocity_from_where_the_arm_is():
     one, other = motion(), motion()
     asked = action(1, 0, 0, 0, 0, 1)
