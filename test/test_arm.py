@@ -101,7 +101,7 @@ def test_the_pose_is_looked_up_at_the_joints_time_once_its_transform_is_there(gr
     assert arm.pose.stamp == 20 * MS and arm.pose.position[0] == 0.02
     arm.refresh()
     assert cell.poses == 2 and len(tree.asked) == 3, "nothing new, nothing asked"
-    assert arm.joints is not None and arm.joints.tolist() == [3.0, 4.0]
+    assert arm.joints is not None and arm.joints.positions.tolist() == [3.0, 4.0] and arm.joints.stamp == 20 * MS
     cell.close()
     assert tree.closed
 

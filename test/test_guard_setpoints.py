@@ -8,7 +8,7 @@ from guards import NOW, SECOND, UPRIGHT, arm, guard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitvla_ros.control.command import ArmState, Setpoint
+from bitvla_ros.control.command import ArmState, Joints, Setpoint
 from bitvla_ros.control.guard import Guard
 from bitvla_ros.control.limits import FaultReason
 from bitvla_ros.control.rotation import turn_between, turned
@@ -220,7 +220,7 @@ def test_the_gripper_may_travel_so_far_in_any_second_and_no_further():
 def test_a_joint_keeps_its_margin(joints, fine):
     checked = placed(**JOINTS)
     for k, measured in enumerate(((0.0, 0.0), joints)):
-        measured = None if measured is None else np.array(measured)
+        measured = None if measured is None else Joints(np.array(measured), NOW)
         checked.check_setpoint(NOW, moving(), arm(), measured, steady=NOW + k * TICK)
     assert (checked.fault is None) == fine
     assert fine or checked.fault.reason is FaultReason.JOINT
@@ -229,10 +229,23 @@ def test_a_joint_keeps_its_margin(joints, fine):
 def test_a_joint_that_begins_in_its_margin_may_leave_it_but_go_no_further_in():
     checked = placed(**JOINTS)
     for k, joint in enumerate((0.95, 0.951, 0.8, 0.95)):
-        checked.check_setpoint(NOW, moving(), arm(), np.array([joint, 0.0]), steady=NOW + k * TICK)
+        checked.check_setpoint(NOW, moving(), arm(), Joints(np.array([joint, 0.0]), NOW), steady=NOW + k * TICK)
         assert checked.fault is None
-    checked.check_setpoint(NOW, moving(), arm(), np.array([0.953, 0.0]), steady=NOW + 5 * TICK)
+    checked.check_setpoint(NOW, moving(), arm(), Joints(np.array([0.953, 0.0]), NOW), steady=NOW + 5 * TICK)
     assert checked.fault.reason is FaultReason.JOINT and "0.953" in checked.fault.message
+
+
+@pytest.mark.parametrize(("age", "fine"), [(0.4, True), (0.6, False), (-0.6, False)])
+def test_joints_whose_time_is_not_now_are_no_joints(age, fine):
+    """Else a joint's limit would be kept by the word of a driver that is gone."""
+    measured = Joints(np.zeros(2), NOW - round(age * SECOND))
+    checked = placed(**JOINTS)
+    checked.check_setpoint(NOW, moving(), arm(), measured, steady=NOW + TICK)
+    assert (checked.fault is None) == fine
+    assert fine or (checked.fault.reason is FaultReason.STATE and "joints" in checked.fault.message)
+    without_limits = placed()
+    without_limits.check_setpoint(NOW, moving(), arm(), measured, steady=NOW + TICK)
+    assert without_limits.fault is None
 
 
 _SMALL = st.one_of(st.floats(-0.3, 0.3), st.floats(), st.just(0.0))

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from bitvla_ros.control.command import ArmState, Setpoint
+from bitvla_ros.control.command import ArmState, Joints, Setpoint
 from bitvla_ros.control.limits import FaultReason, Limits
 from bitvla_ros.control.player import PlayerConfig
 from bitvla_ros.control.rotation import turn_between, turned
@@ -51,8 +51,9 @@ class Arm:
         actions[:, 6] = 1
         self.session.accept(ActionChunk(actions, self.now - age, STEP, epoch=self.session.epoch), self.now, self.now)
 
-    def step(self, success: bool = False, joints: np.ndarray | None = None) -> Setpoint | None:
-        setpoint = self.session.setpoint(self.now, self.state, success, self.now, joints)
+    def step(self, seen: ArmState | None = None, *, success: bool = False, joints: Joints | None = None) -> Setpoint | None:
+        """seen: of the arm; None: where it is now."""
+        setpoint = self.session.setpoint(self.now, seen or self.state, success, self.now, joints)
         if setpoint is not None:
             self._check(setpoint)
         if self.last is not None:
@@ -206,13 +207,24 @@ def test_a_pose_that_goes_stale_stops_the_arm():
     arm_.accept((1.0,), repeat=40)
     stale = arm_.state
     while arm_.session.running:
-        moving = arm_.last
-        arm_._check(arm_.session.setpoint(arm_.now, stale, False, arm_.now))
-        arm_.now += TICK
-    assert arm_.session.guard.fault.reason is FaultReason.FOLLOWING or arm_.session.guard.fault.reason is FaultReason.STATE
-    assert moving.linear[0] > 0
-    said = [s for s in arm_.run(0.5) if s is not None]
-    assert said[-1].hold and said[-1].linear[0] == 0
+        arm_.step(stale)
+    assert arm_.session.guard.fault.reason is FaultReason.STATE and arm_.now - stale.stamp == SECOND // 2 + 2 * TICK
+    assert arm_.last.hold, "it had come to rest before"
+
+
+def test_a_pose_that_is_late_is_waited_for():
+    """Nobody leads an arm that he does not see: else a driver that is held up finds its arm far behind, or runs after a setpoint."""
+    arm_ = Arm()
+    arm_.begin()
+    arm_.step()
+    arm_.accept((1.0,), repeat=40)
+    arm_.run(0.4)
+    late = arm_.state
+    speeds = [arm_.step(late).linear[0] for _ in range(40)]
+    assert speeds[25] > 0.24 and speeds[26] == pytest.approx(speeds[25] - 0.03) and not any(speeds[35:])
+    assert arm_.last.position[0] - late.position[0] < 0.09
+    assert [s.linear[0] for s in arm_.run(0.05)] == pytest.approx([0.03, 0.06, 0.09, 0.12, 0.15]), "and it starts softly"
+    assert arm_.session.running
 
 
 @pytest.mark.parametrize("shadow", [True, False])
@@ -266,8 +278,8 @@ def test_a_joint_at_its_limit_is_a_fault():
     arm_ = Arm(replace(LIMITS, joint_min=(-1.0,), joint_max=(1.0,)))
     arm_.begin()
     for joint in (0.9, 0.94, 0.96):
-        arm_.step(joints=np.array([joint]))
-        arm_.step(joints=np.array([joint]))
+        for _ in range(2):
+            arm_.step(joints=Joints(np.array([joint]), arm_.now))
     assert arm_.session.guard.fault.reason is FaultReason.JOINT
 
 

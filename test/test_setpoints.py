@@ -164,6 +164,17 @@ def test_live(graph: TestGraph) -> None:
     graph.wait(lambda: cell.publishers() == 1, "the stranger's end")
     assert "others publish" in graph.call(Trigger, "reset_fault", Trigger.Request()).message
 
+    # The pose comes in another frame: what goes out until the arm rests is still in that of the task.
+    handle = cell.begin()
+    cell.moving()
+    cell.frame = "world"
+    result = cell.outcome(handle)
+    assert result.outcome == Result.FAULT and "'world' now, and in 'base'" in result.reason
+    cell.silent()
+    cell.frame = "base"
+    graph.spin(0.2)  # until the controller has a pose of it
+    graph.call(Trigger, "reset_fault", Trigger.Request())
+
     # The e-stop: service, then topic.
     handle = cell.begin()
     cell.moving()

@@ -18,6 +18,14 @@ class ArmState:
 
 
 @dataclass(frozen=True)
+class Joints:
+    """The measured joints. positions: float64 [n], rad, or m of a sliding one. stamp: nanoseconds of ROS time."""
+
+    positions: NDArray[np.float64]
+    stamp: int
+
+
+@dataclass(frozen=True)
 class Command:
     """One control step. action: float32 [7], a row of an ActionChunk (msg/ActionChunk.msg).
     hold: stay at the measured pose; the offset is zero, the gripper keeps its last command."""

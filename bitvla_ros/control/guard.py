@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..policy.chunk import ACTION_DIM
-from .command import ArmState, Command, Setpoint
+from .command import ArmState, Command, Joints, Setpoint
 from .limits import Fault, FaultReason, Limits, Violation
 from .player import decelerated
 from .setpoint_checks import SetpointChecks
@@ -141,20 +141,22 @@ class Guard:
         return command if bounded is offset else replace(command, action=np.append(bounded, command.action[6:]))
 
     def check_setpoint(
-        self, now: int, setpoint: Setpoint, arm: ArmState, joints: NDArray[np.float64] | None = None, steady: int | None = None
+        self, now: int, setpoint: Setpoint, arm: ArmState, joints: Joints | None = None, steady: int | None = None
     ) -> Setpoint | None:
         """The setpoint itself where it is allowed, else the next of a stop: deceleration to a hold.
 
-        joints: measured positions, as `Limits.joint_min` has them; None: unknown. steady: None: `now` serves as the steady clock.
+        joints: as `Limits.joint_min` has them; None: unknown. steady: None: `now` serves as the steady clock.
         None where nothing has gone out yet that could be stopped: then nothing may."""
         steady = now if steady is None else steady
         if self.stopping or setpoint.epoch != self._epoch:
             return self.stop_setpoint(steady, setpoint.epoch)
         try:
             self._check_state(now, arm)
+            if joints is not None and self.limits.joint_min:
+                self._check_age(now, joints.stamp, "the measured joints are")
             if self.setpoints.last is None:
                 self.setpoints.place(arm, steady - round(1e9 / self._hz), setpoint.epoch)
-            self.setpoints.check(setpoint, arm, joints, steady)
+            self.setpoints.check(setpoint, arm, None if joints is None else joints.positions, steady)
         except Violation as violation:
             self.trip(violation.fault.reason, violation.fault.message)
             return self.stop_setpoint(steady, setpoint.epoch)
@@ -195,9 +197,12 @@ class Guard:
         length = math.hypot(*orientation)
         if abs(length - 1) > _UNIT_TOLERANCE:
             raise Violation(FaultReason.STATE, f"the measured orientation is a quaternion of length {length:g}; expected 1")
-        age = (now - arm.stamp) / 1e9
+        self._check_age(now, arm.stamp, "the measured pose is")
+
+    def _check_age(self, now: int, stamp: int, what: str) -> None:
+        age = (now - stamp) / 1e9
         if abs(age) > self.limits.max_state_age:
-            raise Violation(FaultReason.STATE, f"the measured pose is {age:.3f} s old; the limit is {self.limits.max_state_age:g} s")
+            raise Violation(FaultReason.STATE, f"{what} {age:.3f} s old; the limit is {self.limits.max_state_age:g} s")
 
     def _bounded(self, offset: NDArray[np.float32]) -> NDArray[np.float32]:
         if np.abs(offset).max() <= 1 + _TOLERANCE:

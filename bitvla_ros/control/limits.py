@@ -57,7 +57,7 @@ class Limits:
         the training controller itself can be asked for: full scale in all axes at once, reversed in one step. An arm's are much
         lower: the model of that controller asks for 7.5 m/s2 when it starts and 15 when it turns round, and moves gently, though
         later, within 3 m/s2 and 15 rad/s2; 0.25 m/s is the reduced speed of ISO 10218-1.
-    max_state_age: oldest measured pose a command is still checked against.
+    max_state_age: oldest measured pose, and joints, that a command is still checked against. Setpoints come to rest from half of it on.
     chunk_deadline: realtime: how long a task may go without an accepted chunk, on the steady clock.
     hang_limit: lockstep: how long a task may stand still, on the steady clock.
     liveliness_grace: realtime: how long the policy may have lost its liveliness before the arm stops. On a loaded machine its lease

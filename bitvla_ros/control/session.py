@@ -11,10 +11,9 @@ from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..policy.chunk import ACTION_DIM, ActionChunk
-from .command import ArmState, Command, Setpoint
+from .command import ArmState, Command, Joints, Setpoint
 from .guard import Guard
 from .limits import FaultReason, Limits
 from .motion import Motion
@@ -141,12 +140,12 @@ class Session:
             self._count_chunk()
         return command
 
-    def setpoint(self, now: int, arm: ArmState, success: bool, steady: int, joints: NDArray[np.float64] | None = None) -> Setpoint | None:
+    def setpoint(self, now: int, arm: ArmState, success: bool, steady: int, joints: Joints | None = None) -> Setpoint | None:
         """Realtime: the setpoint of this moment, at any rate not below the control rate. Without a task: those of the stop, the last
         of them a hold, then None.
 
-        joints: measured positions, where known. success: as in `tick`. A pause of more than a control step brakes: whatever moves the
-        arm has heard nothing for as long."""
+        joints: where known. success: as in `tick`. A pause of more than a control step brakes: whatever moves the arm has heard nothing
+        for as long. So does a pose older than half of `Limits.max_state_age`: nobody leads an arm that he does not see."""
         if self.running and self.lockstep:
             raise RuntimeError("a lockstep task is answered by tick()")
         elapsed, self._steady = steady - self._steady, steady
@@ -178,7 +177,7 @@ class Session:
             self._placed = True
         return setpoint
 
-    def _follow(self, now: int, arm: ArmState, joints: NDArray[np.float64] | None, steady: int, elapsed: int) -> Setpoint | None:
+    def _follow(self, now: int, arm: ArmState, joints: Joints | None, steady: int, elapsed: int) -> Setpoint | None:
         seen = self.guard.check_arm(now, arm)
         if seen and (self.shadow or self.fade):
             here = arm if self.shadow else self._faded(arm, elapsed)
@@ -188,7 +187,8 @@ class Session:
         if asked is None:
             return None  # lockstep alone
         command = self.guard.check_offset(asked)
-        rest = command.hold or elapsed > self.config.player.step_duration
+        blind = now - arm.stamp > self.config.limits.max_state_age * 1e9 / 2
+        rest = command.hold or blind or elapsed > self.config.player.step_duration
         wanted = self.motion.step(None if rest else command.action, elapsed / 1e9, self.player.began, arm if seen else None)
         setpoint = self.guard.check_setpoint(now, replace(wanted, epoch=self.epoch), arm, joints, steady)
         if self.guard.fault is not None:

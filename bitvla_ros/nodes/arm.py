@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 from geometry_msgs.msg import PoseStamped
-from numpy.typing import NDArray
 from rclpy.node import Node
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Bool
 
-from bitvla_ros.control.command import ArmState
+from bitvla_ros.control.command import ArmState, Joints
 from bitvla_ros.msg import SimulationState
 
 from .conversions import pose_from_msg, stamp_to_ns
@@ -26,8 +25,8 @@ _PATIENCE = 100_000_000  # ns that a transform is waited for before a newer one 
 class Arm:
     """Keeps the newest pose and the newest simulation_state or, of an arm that is no simulator's, the newest word on `success`.
 
-    pose: None before the first. frame: of the pose. joints: float64 [n], rad, in the order of p.joints; None before the first, and
-    where p names none. state: None before the first, and without a simulator. success: what was said last. stamp: when, ns.
+    pose: None before the first. frame: of the pose. joints: in the order of p.joints; None before the first, and where p names
+    none. state: None before the first, and without a simulator. success: what was said last. stamp: when, ns.
     on_pose(), on_state(): called after each. make_frames: with p.state_source "tf", where the pose is looked up.
     """
 
@@ -42,7 +41,7 @@ class Arm:
         self.simulator: bool = p.simulator
         self.pose: ArmState | None = None
         self.frame = ""
-        self.joints: NDArray[np.float64] | None = None
+        self.joints: Joints | None = None
         self.state: SimulationState | None = None
         self.success = False
         self.stamp = 0
@@ -120,9 +119,9 @@ class Arm:
         positions = dict(zip(message.name, message.position, strict=False))
         if not all(name in positions for name in self._names):
             return  # another publisher's joints, such as the gripper's
-        if self._names:
-            self.joints = np.array([positions[name] for name in self._names])
         self._joints_stamp = stamp_to_ns(message.header.stamp)
+        if self._names:
+            self.joints = Joints(np.array([positions[name] for name in self._names]), self._joints_stamp)
 
     def _take_state(self, state: SimulationState) -> None:
         if state.lockstep != self.lockstep and self._poses is not None:  # the simulator says how it publishes

@@ -69,5 +69,5 @@ class Commands:
         self._node.destroy_publisher(self._publisher)
 
     def _publish(self, command: Command, stamp: int, tick: int = 0) -> None:
-        self._publisher.publish(command_to_msg(command, stamp, self._arm.frame, tick))
+        self._publisher.publish(command_to_msg(command, stamp, self._session.player.frame, tick))
         self._report(stamp)

@@ -38,7 +38,7 @@ PARAMETERS = (
     Parameter("limits.angular_speed", _LIMITS.angular_speed, "Cap on the commanded angular speed", "rad/s", 1e-6, 1000.0),
     Parameter("limits.acceleration", _LIMITS.acceleration, "Cap on the change between successive commands", "m/s2", 1e-6, 1e6),
     Parameter("limits.angular_acceleration", _LIMITS.angular_acceleration, "The same for rotation", "rad/s2", 1e-6, 1e6),
-    Parameter("limits.max_state_age", _LIMITS.max_state_age, "Oldest measured pose that commands are checked against", "s", 1e-3, 60.0),
+    Parameter("limits.max_state_age", _LIMITS.max_state_age, "Oldest measured pose; setpoints rest from half of it on", "s", 1e-3, 60.0),
     Parameter("limits.chunk_deadline", _LIMITS.chunk_deadline, "Realtime: longest time without an accepted chunk", "s", 1e-3, 3600.0),
     Parameter("limits.hang_limit", _LIMITS.hang_limit, "Lockstep: longest time without progress", "s", 1e-3, 3600.0),
     Parameter("limits.liveliness_grace", _LIMITS.liveliness_grace, "Realtime: how long the policy may be gone", "s", 0.0, 60.0),

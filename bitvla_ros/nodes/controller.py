@@ -69,7 +69,7 @@ class ControllerNode(ManagedNode):
         except UnsupportedEventTypeError as error:
             raise OSError("this RMW reports no liveliness, so a dead policy would go unseen: use rmw_fastrtps_cpp") from error
         self._entities += [lambda: self.destroy_subscription(chunks), self._policy.close]
-        self._arm = Arm(self, p, on_pose=self._advance, on_state=self._on_state)
+        self._arm = Arm(self, p, on_pose=self._on_pose, on_state=self._on_state)
         self._entities.append(self._arm.close)
         output = Commands if p.sink_kind == sinks.SIMULATOR else Setpoints
         self._output = output(self, p, self._session, self._arm, self._report)
@@ -227,6 +227,14 @@ class ControllerNode(ManagedNode):
         except (ChunkRefused, ChunkError) as refused:
             self._refusals[refused.reason.value if isinstance(refused, ChunkRefused) else "malformed"] += 1
             self._last_refusal = str(refused)
+        self._advance()
+
+    def _on_pose(self) -> None:
+        arm, began = self._arm, self._session.player.frame
+        if self._session.running and arm.frame != began:
+            message = f"the pose is measured in {arm.frame!r} now, and in {began!r} when the task began: is there one driver alone?"
+            self._session.fault(FaultReason.STATE, message)
+            self._begin_stop()
         self._advance()
 
     def _on_state(self) -> None:

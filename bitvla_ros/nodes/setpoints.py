@@ -138,10 +138,11 @@ class Setpoints:
         self._close_sink()
 
     def _send(self, setpoint: Setpoint, now: int) -> None:
+        frame = self._session.player.frame
         if self._sink is not None:
-            self._sink.send(setpoint, now, self._arm.frame)
+            self._sink.send(setpoint, now, frame)
         elif self._shadow is not None:
-            self._shadow.publish(pose_to_msg(setpoint.position, setpoint.orientation, now, self._arm.frame))
+            self._shadow.publish(pose_to_msg(setpoint.position, setpoint.orientation, now, frame))
 
     def _count(self, steady: int) -> None:
         self.late += self.rate * (steady - (self._last or steady)) > 1.5e9

@@ -189,8 +189,8 @@ def _rate(stream: Stream, graph: Graph, expected: Expected) -> Finding:
 def _needed(stream: Stream, expected: Expected) -> tuple[float, float]:
     """Rates, Hz: without the first the gate refuses; without the second it does so now and then, or the controller steers half blind."""
     least = 1.0 / min(float(expected.policy["max_age"]), float(expected.policy["max_skew"]))
-    if stream.name == "end_effector_pose":  # the controller checks its commands against it
-        least = max(least, 1.0 / float(expected.controller["limits.max_state_age"]))
+    if stream.name == "end_effector_pose":  # the controller leads no arm that it has not seen for half as long
+        least = max(least, 2.0 / float(expected.controller["limits.max_state_age"]))
         return least, max(1.2 * least, float(expected.controller["control_hz"]))
     return least, 1.2 * least
 

@@ -15,7 +15,7 @@ import rclpy
 from numpy.typing import NDArray
 from rclpy.signals import SignalHandlerOptions
 
-from bitvla_ros.control.command import ArmState, Setpoint
+from bitvla_ros.control.command import ArmState, Joints, Setpoint
 from bitvla_ros.control.player import ChunkRefused
 from bitvla_ros.control.session import ControlConfig, Session
 from bitvla_ros.evaluation.proofs.findings import Advance, Fuzz
@@ -113,13 +113,13 @@ class _Setpoints(_Controller):
     def __init__(self, tally: _Tally, now: int) -> None:
         limits = replace(ARM, workspace_min=(0.2, -0.2, 0.1), workspace_max=(0.6, 0.2, 0.5), joint_min=(-2.0,), joint_max=(2.0,))
         super().__init__(tally, now, ControlConfig(limits=limits))
-        self.joints: NDArray[np.float64] | None = None
+        self.joints: Joints | None = None
         self.position = HOME
         self._last: Setpoint | None = None
         self._time = now
 
     def take_joints(self, message: Any) -> None:
-        self.joints = np.array(message.position[:1])
+        self.joints = Joints(np.array(message.position[:1]), stamp_to_ns(message.header.stamp))
 
     def step(self, now: int) -> None:
         if self.session.guard.fault is not None:
