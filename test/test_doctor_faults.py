@@ -147,6 +147,12 @@ def no_transform(case):
     case.graph.tf_problem = "no transform from 'panda_hand' to 'base'"
 
 
+def late_transforms(case):
+    case.policy(state_source="tf")
+    case.controller({"state_source": "tf", "limits.max_state_age": 0.1})
+    case.graph.tf_ages = [k * MS for k in range(0, 80, 5)]
+
+
 def two_transforms(case):
     case.policy(state_source="tf")
     case.controller({"state_source": "tf", "base_frame": "fr3_link0"})
@@ -284,6 +290,7 @@ FAULTS: list[tuple[Callable[[Case], None], str, str, str]] = [
     (nameless_frame, "frames", "fail", "names no frame"),
     (two_frames, "frames", "fail", "'base', 'world'"),
     (no_transform, "frames", "fail", "no transform"),
+    (late_transforms, "frames", "fail", "up to 68 ms late"),
     (two_transforms, "frames", "fail", "panda_hand in fr3_link0"),
     (no_fingers, "gripper", "fail", "it has robotiq_85_left_knuckle_joint"),
     (same_signs, "gripper", "fail", "gripper_scale: [1, -1]"),

@@ -19,7 +19,7 @@ from robot import MS, STEP, Robot
 
 from bitvla_ros.nodes import load
 from bitvla_ros.nodes.conversions import image_to_msg, joint_state_to_msg, ns_to_stamp, stamp_to_ns
-from bitvla_ros.nodes.frames import NoTransform
+from bitvla_ros.nodes.frames import NoTransform, Transform
 from bitvla_ros.nodes.policy import PolicyNode
 from bitvla_ros.policy.chunk import ActionChunk
 from bitvla_ros.policy.policy import PolicySpec
@@ -167,16 +167,16 @@ def test_late_image_meets_the_state_of_its_own_moment(tmp_path) -> None:
         assert set(seen[-1].stamps.values()) == {moment} and seen[-1].state[0] == 0.0
 
 
-def test_pose_comes_from_tf_at_the_joints_time(tmp_path) -> None:
-    class Table:
-        known = False
-        asked: list[tuple[str, str, int]] = []
+def test_pose_comes_from_tf_at_its_own_time(tmp_path) -> None:
+    """Which may be 50 ms before that of the newest joints: robot_state_publisher's own rate is 20 Hz."""
 
-        def lookup(self, target, source, stamp):
-            self.asked.append((target, source, stamp))
-            if not self.known:
+    class Table:
+        stamp = 0
+
+        def newest(self, target, source):
+            if not self.stamp:
                 raise NoTransform(f"no transform from {source!r} to {target!r}")
-            return np.array([0.1, 0.2, 0.3]), np.array([1.0, 0.0, 0.0, 0.0])
+            return Transform(np.array([0.1, 0.2, 0.3]), np.array([1.0, 0.0, 0.0, 0.0]), self.stamp)
 
         def clear(self) -> None:
             pass
@@ -191,13 +191,20 @@ def test_pose_comes_from_tf_at_the_joints_time(tmp_path) -> None:
         one_joint = {"gripper_joints": ["knuckle"], "gripper_scale": [0.5, -0.5], "gripper_offset": [0.01, -0.01]}
         with in_process(graph, Scripted(seen.append), lambda node: table, **names, **one_joint):
             robot = Robot(graph)
-            feed = lambda: robot.joints.publish(joint_state_to_msg(["knuckle"], [0.04], robot.now()))  # noqa: E731
+
+            def feed() -> None:
+                now = robot.now()
+                if table.stamp:
+                    table.stamp = now - 50 * MS
+                robot.joints.publish(joint_state_to_msg(["knuckle"], [0.04], now))
+
             robot.task()
             assert "no transform from 'hand' to 'arm'" in robot.refuses("missing_transform", feed)
-            table.known = True
+            table.stamp = robot.now() - 50 * MS
             chunk = graph.wait(lambda: (feed(), robot.chunks)[1], "chunk")[0]
             assert chunk.header.frame_id == "arm"
-            assert ("arm", "hand", stamp_to_ns(chunk.observation_stamp)) in table.asked
+            assert stamp_to_ns(chunk.observation_stamp) == seen[0].stamps["end_effector_pose"]
+            assert 0 <= seen[0].stamps["gripper"] - seen[0].stamps["end_effector_pose"] <= 100 * MS
             np.testing.assert_allclose(seen[0].state, [0.1, 0.2, 0.3, np.pi, 0, 0, 0.03, -0.03], atol=1e-12)
 
 

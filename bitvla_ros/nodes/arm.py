@@ -19,8 +19,6 @@ from .conversions import pose_from_msg, stamp_to_ns
 from .frames import Frames, NoTransform, TfFrames
 from .qos import COMMAND, LATCHED, SENSOR, state_qos
 
-_PATIENCE = 100_000_000  # ns that a transform is waited for before a newer one is asked for
-
 
 class Arm:
     """Keeps the newest pose and the newest simulation_state or, of an arm that is no simulator's, the newest word on `success`.
@@ -36,7 +34,7 @@ class Arm:
         p: SimpleNamespace,
         on_pose: Callable[[], None],
         on_state: Callable[[], None],
-        make_frames: Callable[[Node], Frames] = lambda node: TfFrames(node, patience=0.0),
+        make_frames: Callable[[Node], Frames] = TfFrames,
     ) -> None:
         self.simulator: bool = p.simulator
         self.pose: ArmState | None = None
@@ -47,12 +45,11 @@ class Arm:
         self.stamp = 0
         self._node, self._p, self._on_pose, self._on_state = node, p, on_pose, on_state
         self._names = [name for name in p.joints if name]
-        self._joints_stamp = self._due = 0  # of the newest joint_states; of the pose to look up next
-        self._no_transform = ""
+        self._no_transform = "TF was not asked yet"
         self._frames = make_frames(node) if p.state_source == "tf" else None
         self._poses = None if self._frames else self._subscribe(synchronised=False)
         self._others = []
-        if self._frames or self._names:
+        if self._names:
             self._others.append(node.create_subscription(JointState, "joint_states", self._take_joints, SENSOR))
         if self.simulator:
             self._others.append(node.create_subscription(SimulationState, "simulation_state", self._take_state, LATCHED))
@@ -66,10 +63,8 @@ class Arm:
             return "nobody publishes simulation_state: start simulation_node, or set simulator:=false where the arm is a real one"
         if self._names and self.joints is None:
             return f"no joint_states with {', '.join(self._names)}: start the arm's driver, or correct the parameter joints"
-        if self.pose is None and self._frames is None:
-            return "nobody publishes end_effector_pose: start the simulator or the arm's driver"
         if self.pose is None:
-            return self._no_transform or "nobody publishes joint_states, at whose time the pose is looked up: start the arm's driver"
+            return self._no_transform if self._frames else "nobody publishes end_effector_pose: start the simulator or the arm's driver"
         return None
 
     @property
@@ -86,19 +81,17 @@ class Arm:
         return self.lockstep and self.pose is not None and self.pose.stamp == self.stamp
 
     def refresh(self) -> None:
-        """With TF: take over the pose at the newest stamp of joint_states that has a transform. Does not wait."""
-        newest = self._joints_stamp
-        if self._frames is None or newest == 0 or (self.pose is not None and self.pose.stamp >= newest):
+        """With TF: take over the newest pose. Does not wait."""
+        if self._frames is None:
             return
-        if self._due == 0 or newest - self._due > _PATIENCE:
-            self._due = newest
         try:
-            position, orientation = self._frames.lookup(self._p.base_frame, self._p.ee_frame, self._due)
-        except NoTransform as error:  # transforms come a little later than the joints that they are computed from
+            found = self._frames.newest(self._p.base_frame, self._p.ee_frame)
+        except NoTransform as error:
             self._no_transform = str(error)
             return
-        self.pose, self.frame, self._due = ArmState(position, orientation, self._due), self._p.base_frame, 0
-        self._on_pose()
+        if self.pose is None or found.stamp != self.pose.stamp:
+            self.pose, self.frame = ArmState(*found), self._p.base_frame
+            self._on_pose()
 
     def close(self) -> None:
         for subscription in (self._poses, *self._others):
@@ -117,11 +110,8 @@ class Arm:
 
     def _take_joints(self, message: JointState) -> None:
         positions = dict(zip(message.name, message.position, strict=False))
-        if not all(name in positions for name in self._names):
-            return  # another publisher's joints, such as the gripper's
-        self._joints_stamp = stamp_to_ns(message.header.stamp)
-        if self._names:
-            self.joints = Joints(np.array([positions[name] for name in self._names]), self._joints_stamp)
+        if all(name in positions for name in self._names):  # else another publisher's, such as the gripper's
+            self.joints = Joints(np.array([positions[name] for name in self._names]), stamp_to_ns(message.header.stamp))
 
     def _take_state(self, state: SimulationState) -> None:
         if state.lockstep != self.lockstep and self._poses is not None:  # the simulator says how it publishes

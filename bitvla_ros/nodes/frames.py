@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from rclpy.duration import Duration
 from rclpy.node import Node
 from rclpy.time import Time
 
+from .conversions import stamp_to_ns
 from .missing import need
 
-Transform = tuple[NDArray[np.float64], NDArray[np.float64]]
+
+class Transform(NamedTuple):
+    """position: float64 [3], m. orientation: float64 [4] xyzw. stamp: when it was so, ns."""
+
+    position: NDArray[np.float64]
+    orientation: NDArray[np.float64]
+    stamp: int
 
 
 class NoTransform(LookupError):
-    """A transform is not known at the time asked for; the message says between which frames."""
+    """A transform is not known; the message says between which frames."""
 
 
 class Frames(Protocol):
-    def lookup(self, target: str, source: str, stamp: int) -> Transform:
-        """Pose of `source` in `target` at `stamp` (ns): position float64 [3], m, quaternion float64 [4] xyzw. Raises NoTransform."""
+    def newest(self, target: str, source: str) -> Transform:
+        """Pose of `source` in `target` at the newest moment of which it is known. Does not wait. Raises NoTransform.
+
+        The moment is TF's, not that of the newest joint_states: robot_state_publisher publishes 20 times a second unless its
+        publish_frequency says otherwise, and whoever waits for the transform of one message of joints waits for up to 50 ms."""
 
     def clear(self) -> None:
         """Forget every transform: time has jumped back."""
@@ -31,25 +40,23 @@ class Frames(Protocol):
 
 
 class TfFrames:
-    """Frames from /tf and /tf_static. Raises MissingPackage where tf2_ros is not installed.
+    """Frames from /tf and /tf_static. Raises MissingPackage where tf2_ros is not installed."""
 
-    patience: how long a lookup waits, s: transforms arrive a little later than the image they belong to. 0 where whoever looks up
-    is the thread that also hears of transforms.
-    """
-
-    def __init__(self, node: Node, patience: float = 0.05) -> None:
-        self._patience = Duration(nanoseconds=round(patience * 1e9))
+    def __init__(self, node: Node) -> None:
         self._tf2 = need("tf2_ros")
-        self._buffer = self._tf2.Buffer()  # on a clock of its own: its waiting ends while simulated time stands still
+        self._buffer = self._tf2.Buffer()
         self._listener = self._tf2.TransformListener(self._buffer, node)
 
-    def lookup(self, target: str, source: str, stamp: int) -> Transform:
+    def newest(self, target: str, source: str) -> Transform:
         try:
-            found = self._buffer.lookup_transform(target, source, Time(nanoseconds=stamp), self._patience).transform
+            found = self._buffer.lookup_transform(target, source, Time())
         except self._tf2.TransformException as error:
-            raise NoTransform(f"no transform from {source!r} to {target!r} at {stamp / 1e9:.3f} s: {error}") from error
-        p, q = found.translation, found.rotation
-        return np.array([p.x, p.y, p.z]), np.array([q.x, q.y, q.z, q.w])
+            raise NoTransform(f"no transform from {source!r} to {target!r}: {error}") from error
+        stamp = stamp_to_ns(found.header.stamp)
+        if stamp == 0:  # what TF says of fixed joints alone
+            raise NoTransform(f"{source!r} is fixed to {target!r}: no joint of the arm is between them")
+        p, q = found.transform.translation, found.transform.rotation
+        return Transform(np.array([p.x, p.y, p.z]), np.array([q.x, q.y, q.z, q.w]), stamp)
 
     def clear(self) -> None:
         self._buffer.clear()

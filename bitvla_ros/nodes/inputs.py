@@ -65,7 +65,6 @@ class Inputs:
         self._node, self._p, self._frames = node, p, frames
         self._on_news, self._on_refusal = on_news, on_refusal
         self._streams = Streams(spec.cameras, privileged=spec.privileged, branch=branch)
-        self._joints_stamp = 0
         qos = state_qos(p.synchronised)
         compressed = p.camera_transport == "compressed"
         kind, suffix = (CompressedImage, "/compressed") if compressed else (Image, "")
@@ -87,7 +86,6 @@ class Inputs:
     def clear(self) -> None:
         """Forget every input."""
         self._streams.clear()
-        self._joints_stamp = 0
 
     def jump(self) -> None:
         """Time has jumped back."""
@@ -100,14 +98,12 @@ class Inputs:
 
         Raises Refused where a stream or a transform is missing.
         """
-        if self._frames is not None and self._joints_stamp:
-            # At the joints' stamp: robot_state_publisher computes TF from just these, so nothing is extrapolated.
-            stamp = self._joints_stamp
+        if self._frames is not None:
             try:
-                position, orientation = self._frames.lookup(self._p.base_frame, self._p.ee_frame, stamp)
+                pose = self._frames.newest(self._p.base_frame, self._p.ee_frame)
             except NoTransform as error:
                 raise Refused(Reason.MISSING_TRANSFORM, str(error)) from error
-            self._streams.add_pose(stamp, position, orientation)
+            self._streams.add_pose(pose.stamp, pose.position, pose.orientation)
         newest = self._streams.latest(schedule.instruction, schedule.epoch)
         return self._streams.at(newest.stamp, schedule.instruction, schedule.epoch) if schedule.lockstep else newest
 
@@ -149,9 +145,8 @@ class Inputs:
         if missing:
             raise Refused(Reason.MISSING_STREAM, f"joint_states gives no position of {', '.join(missing)}; see gripper_joints")
         joints = np.array([positions[names[0]], positions[names[-1]]])
-        stamp = stamp_to_ns(message.header.stamp)
-        self._streams.add_gripper(stamp, np.array(self._p.gripper_scale) * joints + np.array(self._p.gripper_offset))
-        self._joints_stamp = stamp
+        fingers = np.array(self._p.gripper_scale) * joints + np.array(self._p.gripper_offset)
+        self._streams.add_gripper(stamp_to_ns(message.header.stamp), fingers)
 
     def _take_truth(self, message: SimulationState) -> None:
         names, poses = len(message.object_names), len(message.object_poses)

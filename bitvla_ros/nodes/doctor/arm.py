@@ -28,7 +28,7 @@ def check_frames(graph: Graph, expected: Expected) -> Iterator[Finding]:
         remedy = "start robot_state_publisher (or install what is missing), or correct base_frame and ee_frame"
         yield Finding("frames", "fail", graph.tf_problem, remedy)
     elif pairs:
-        yield Finding("frames", "ok", f"TF knows {pairs[0]}")
+        yield _transforms_in_time(graph, expected, f"TF knows {pairs[0]}")
     if pairs or not graph.poses:
         return
     frames = sorted({pose.frame for pose in graph.poses})
@@ -41,6 +41,17 @@ def check_frames(graph: Graph, expected: Expected) -> Iterator[Finding]:
         yield Finding("frames", "fail", "end_effector_pose names no frame", remedy)
     else:
         yield Finding("frames", "ok", f"end_effector_pose, chunks and commands are in {frames[0]!r}")
+
+
+def _transforms_in_time(graph: Graph, expected: Expected, found: str) -> Finding:
+    if expected.controller["state_source"] != "tf" or not graph.tf_ages:
+        return Finding("frames", "ok", found)
+    age, limit = float(np.percentile(graph.tf_ages, 90)) / 1e9, float(expected.controller["limits.max_state_age"]) / 2
+    found += f", up to {1e3 * age:.0f} ms late"
+    if age <= limit:
+        return Finding("frames", "ok", found)
+    remedy = f"from {1e3 * limit:.0f} ms (half of limits.max_state_age) on the arm is not led any further: set robot_state_publisher's "
+    return Finding("frames", "fail", found, remedy + "publish_frequency to 100.0 (20 where nobody has), and look for clocks that differ")
 
 
 def check_joints(graph: Graph, expected: Expected) -> Iterator[Finding]:

@@ -151,6 +151,7 @@ class Graph:
     """Of the ROS graph, everything that was seen while listening. began, ended: on the steady clock.
 
     nodes: of others, by full name. tf_problem: why the first of Expected.transforms does not resolve, "" where it does or there is none.
+    tf_ages: ns, of its newest transform at each look.
     tick: stamp of the simulator's newest tick, 0 without one. lockstep: it waits for its command.
     clock: publishers of /clock; clock_runs: something came from it. outlets: of the sink, then of the gripper, where they are topics.
     missing_server: action or service of the sink that nobody offers. policies: publishers of action_chunk.
@@ -167,6 +168,7 @@ class Graph:
     poses: list[Pose] = field(default_factory=list)
     joints: dict[str, float] = field(default_factory=dict)
     tf_problem: str = ""
+    tf_ages: list[int] = field(default_factory=list)
     tick: int = 0
     lockstep: bool = False
     clock: int = 0

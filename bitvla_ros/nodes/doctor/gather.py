@@ -64,7 +64,6 @@ def gather(expected: Expected, seconds: float, remaps: Sequence[str] = ()) -> tu
         raise GraphError(f"cannot join the graph: {error}") from error
     executor = SingleThreadedExecutor(context=context)
     executor.add_node(node)
-    # A thread of its own, as in the policy node: looking up a transform waits for it to arrive.
     spinning = threading.Thread(target=executor.spin, name="executor")
     listener = Listener(node, expected)
     spinning.start()
@@ -213,13 +212,14 @@ class Listener:
             return
         base, end = self._expected.transforms[0]
         try:
-            position, orientation = self._frames.lookup(base, end, 0)  # the newest that is known
+            found = self._frames.newest(base, end)
         except NoTransform as error:
             self.graph.tf_problem = str(error)
             return
         self.graph.tf_problem = ""
+        self.graph.tf_ages.append(self._node.get_clock().now().nanoseconds - found.stamp)
         if "end_effector_pose" not in self._wanted:
-            self.graph.poses.append(Pose(0, position, orientation, base))
+            self.graph.poses.append(Pose(found.stamp, found.position, found.orientation, base))
 
     def _ask_gate(self) -> None:
         if self._inputs is None:
