@@ -151,6 +151,8 @@ def test_the_launch_file_starts_both_nodes_with_the_profile(name: str) -> None:
         assert node.remappings == load_profile(name).remappings
         check(TABLES[node.name], dict(node.parameters))
     assert nodes[0].parameters == {"mode": "shadow"} and {node.enclave for node in nodes} == {""}
+    simulated = real_arm_graph({**arguments, "profile": name, "model": "random:nano", "use_sim_time": "true"})
+    assert all(node.parameters["use_sim_time"] is True for node in simulated)
     secured = real_arm_graph({**arguments, "profile": name, "model": "random:nano", "enclaves": "/bitvla"})
     assert [node.enclave for node in secured] == ["/bitvla/controller", "/bitvla/policy"]
 

@@ -17,13 +17,14 @@ from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import PoseStamped
 from graph import TestGraph
 from rclpy.qos import QoSProfile
+from rosgraph_msgs.msg import Clock
 from std_msgs.msg import Bool, Float64
 from std_srvs.srv import SetBool, Trigger
 
 from bitvla_ros.action import ExecuteInstruction
 from bitvla_ros.msg import ActionChunk as ActionChunkMsg
 from bitvla_ros.msg import SimulationState, Task
-from bitvla_ros.nodes.conversions import chunk_to_msg, pose_from_msg, pose_to_msg, stamp_to_ns
+from bitvla_ros.nodes.conversions import chunk_to_msg, ns_to_stamp, pose_from_msg, pose_to_msg, stamp_to_ns
 from bitvla_ros.nodes.profiles import load_profile
 from bitvla_ros.nodes.qos import CHUNK, COMMAND, LATCHED, SENSOR
 from bitvla_ros.nodes.sinks import ACCEPTANCE
@@ -40,8 +41,9 @@ DOWN = np.array([1.0, 0.0, 0.0, 0.0])
 class Cell:
     """A controller as a process, and an arm and a policy in this one."""
 
-    def __init__(self, graph: TestGraph, mode: str, **controller: object) -> None:
-        self.graph, self.node = graph, graph.node
+    def __init__(self, graph: TestGraph, mode: str, pace: float = 1.0, **controller: object) -> None:
+        """pace: of time, which is simulated where it is not 1."""
+        self.graph, self.node, self.pace = graph, graph.node, pace
         self.tasks = graph.collect(Task, "task", LATCHED)
         self.targets = graph.collect(PoseStamped, "target_pose", QoSProfile(depth=1000))
         self.health = graph.collect(DiagnosticArray, "/diagnostics", 100)
@@ -51,6 +53,7 @@ class Cell:
         self._pose = self.node.create_publisher(PoseStamped, "end_effector_pose", SENSOR)
         self._chunk = self.node.create_publisher(ActionChunkMsg, "action_chunk", CHUNK)
         self._ticks = 0
+        self._clock = self.node.create_publisher(Clock, "/clock", QoSProfile(depth=1)) if pace != 1 else None
         self.node.create_timer(0.01, self._tick)
         parameters = {
             "simulator": False,
@@ -64,8 +67,13 @@ class Cell:
             "limits.acceleration": 2.0,
             "limits.liveliness_grace": 0.5,  # a loaded machine
             "limits.max_state_age": 1.0,
+            "use_sim_time": pace != 1,
         }
         graph.start("controller", "bitvla_ros.nodes.controller", {**parameters, **controller})
+
+    @property
+    def now(self) -> int:
+        return round(self.node.get_clock().now().nanoseconds * self.pace)
 
     def enable(self, yes: bool = True) -> SetBool.Response:
         return self.graph.call(SetBool, "enable", SetBool.Request(data=yes))
@@ -105,7 +113,9 @@ class Cell:
         self.position, self.orientation = pose_from_msg(target)
 
     def _tick(self) -> None:
-        now = self.node.get_clock().now().nanoseconds
+        now = self.now
+        if self._clock is not None:
+            self._clock.publish(Clock(clock=ns_to_stamp(now)))
         self._pose.publish(pose_to_msg(self.position, self.orientation, now, self.frame))
         self._ticks += 1
         if self._ticks % 10 == 0 and self.tasks and self.tasks[-1].active and self.policy_speaks:
@@ -227,6 +237,21 @@ def test_shadow_mode_touches_no_topic_of_the_arm_and_says_how_far_it_agrees(grap
     assert 0 < farthest < 0.05, "from where the arm is, which stands still"
     graph.result(handle.cancel_goal_async(), "answer to the cancel")
     assert cell.outcome(handle).outcome == Result.CANCELLED
+
+
+def test_in_simulated_time_the_arm_moves_as_fast_as_its_simulator(graph: TestGraph) -> None:
+    """Half as fast as the clock on the wall; the steady one would lead it at twice the speed that the model meant."""
+    cell = Cell(graph, "live", pace=0.5)
+    graph.wait(lambda: cell.enable().success, "live mode")
+    handle = cell.begin()
+    graph.wait(lambda: len(cell.targets) > 300, "targets")
+    graph.result(handle.cancel_goal_async(), "answer to the cancel")
+    cell.silent()
+    stamps = np.array([stamp_to_ns(message.header.stamp) for message in cell.targets]) / 1e9
+    places = np.array([pose_from_msg(message)[0][0] for message in cell.targets])
+    middle = slice(len(stamps) // 3, 2 * len(stamps) // 3)
+    speed = np.polyfit(stamps[middle], places[middle], 1)[0]
+    assert 0.06 < speed < 0.1, "m/s: three tenths of 0.0135 m, 20 times a second"
 
 
 def test_dry_mode_speaks_beside_the_arm(graph: TestGraph) -> None:

@@ -68,6 +68,7 @@ REAL_ARM = (
     Argument("model", "", "bitvla: directory or hub id of a checkpoint, or random:nano; replay: the recording"),
     Argument("norm_key", "", "bitvla: which of the checkpoint's statistics; empty where it has only one"),
     Argument("control_hz", "0.0", "bitvla: rate the checkpoint was trained at; 0: as it says itself"),
+    Argument("use_sim_time", "false", "true: time is what a simulator publishes on /clock", ("true", "false")),
     Argument("enclaves", "", "SROS2: the nodes run in ENCLAVES/controller and ENCLAVES/policy; empty: in none of their own"),
 )
 
@@ -97,7 +98,9 @@ def real_arm_graph(arguments: Mapping[str, str]) -> tuple[NodeSpec, ...]:
     policy: dict[str, Any] = {"policy": arguments["policy"], "model": arguments["model"]}
     if arguments["policy"] == "bitvla" and not arguments["model"].startswith("random:"):
         policy |= {"control_hz": float(arguments["control_hz"]), "norm_key": arguments["norm_key"]}
-    controller = {"mode": arguments["mode"]}
+    clock = {"use_sim_time": True} if arguments["use_sim_time"] == "true" else {}
+    policy |= clock
+    controller = {"mode": arguments["mode"], **clock}
     described = (("controller", controller), ("policy", policy))
     return tuple(
         NodeSpec(

@@ -85,7 +85,9 @@ class Setpoints:
         pose, steps = self._arm.pose, self._session.steps
         assert pose is not None
         self._count(steady)
-        setpoint = self._session.setpoint(now, pose, success, steady, self._arm.joints)
+        # A simulated arm moves in its simulator's time, which may go slower than ours.
+        moved = now if self._node.get_clock().ros_time_is_active else steady
+        setpoint = self._session.setpoint(now, pose, success, moved, self._arm.joints)
         if setpoint is not None:
             self._send(setpoint, now)
         if self._shadow is not None:
