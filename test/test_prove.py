@@ -30,6 +30,7 @@ from bitvla_ros.evaluation.proofs.stopping import Sent
 from bitvla_ros.nodes.conversions import ImageError, image_from_msg, image_to_msg, stamp_to_ns
 from bitvla_ros.nodes.prove.cameras import CORRUPTIONS, JUMPS, Cameras
 from bitvla_ros.nodes.prove.faults import FAULTS
+from bitvla_ros.nodes.prove.lifecycle import largest_growth
 from bitvla_ros.nodes.prove.subject import SubjectNode
 from bitvla_ros.nodes.prove.verb import PROOFS
 from bitvla_ros.nodes.qos import LATCHED, SENSOR
@@ -206,6 +207,15 @@ def test_a_short_run_stops_every_time_and_says_so_in_json_and_a_report(tmp_path)
     assert all(promise["met"] for promise in result["promises"]), result["error"]
     report = (tmp_path / "report.md").read_text()
     assert all(f"`{name}`" in report for name in names) and (tmp_path / "faults.png").is_file()
+
+
+def test_memory_that_grows_is_found_and_that_of_a_start_is_none():
+    settled = [100.0] * 10 + [150.0] * 190
+    leaking = [100.0 + 0.05 * k for k in range(200)]
+    name, growth = largest_growth({"controller": settled, "policy": leaking})
+    assert name == "policy" and growth == pytest.approx(5.0)
+    assert largest_growth({"controller": settled})[1] == pytest.approx(0.0)
+    assert largest_growth({"controller": leaking[:20]})[1] == 0.0, "too few to tell"
 
 
 def test_the_proofs_have_the_names_that_were_fixed():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +26,8 @@ CYCLE = {
     "deactivate": Transition.TRANSITION_DEACTIVATE,
     "cleanup": Transition.TRANSITION_CLEANUP,
 }
-GROWTH_LIMIT = 4.0  # MB in the second half of the loops
-WARM_UP = 30  # loops that fill caches and pools, and show no growth yet
+GROWTH_LIMIT = 4.0  # MB in the second half
+WARM_UP = 30  # loops or tasks that fill caches and pools, and show no growth yet
 _EXAMPLES = 5
 
 
@@ -49,11 +50,17 @@ def prove_lifecycle(loops: int, seed: int, logs: Path, advance: Advance) -> Prom
                 for name, pid in pids.items():
                     memory[name].append(resident(pid))
                 advance(1)
+    worst, growth = largest_growth(memory)
+    examples = (*wrong[:_EXAMPLES], *([f"{worst} grew by {growth:.2f} MB"] if growth > GROWTH_LIMIT else []))
+    samples = Samples(f"memory of the {worst} node, MB", tuple(memory[worst]), None, tuple(map(float, range(1, loops + 1))), "loops")
+    return Promise("lifecycle", loops, len(wrong), round(growth, 3), "MB grown in the second half", GROWTH_LIMIT, examples, samples)
+
+
+def largest_growth(memory: Mapping[str, list[float]]) -> tuple[str, float]:
+    """Who grew most, and by how many MB: least squares over the second half. memory: MB, of each node after each loop or task."""
     growth = {name: _growth(values) for name, values in memory.items()}
     worst = max(growth, key=growth.__getitem__)
-    examples = (*wrong[:_EXAMPLES], *([f"{worst} grew by {growth[worst]:.2f} MB"] if growth[worst] > GROWTH_LIMIT else []))
-    samples = Samples(f"memory of the {worst} node, MB", tuple(memory[worst]), None, tuple(map(float, range(1, loops + 1))), "loops")
-    return Promise("lifecycle", loops, len(wrong), round(growth[worst], 3), "MB grown in the second half", GROWTH_LIMIT, examples, samples)
+    return worst, growth[worst]
 
 
 def _growth(megabytes: list[float]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from ..conversions import ns_to_stamp
 from ..qos import CHUNK, COMMAND
 from ..recorder import GraphError
 from .faults import STEP
+from .lifecycle import GROWTH_LIMIT, largest_growth, resident
 from .world import RAMP_STEPS, World
 
 NETWORK = "random:nano"  # what it costs does not depend on its weights
@@ -117,15 +119,26 @@ def prove_guests(trials: int, seed: int, logs: Path, advance: Advance) -> Promis
 
 
 def prove_false_stop(seconds: int, seed: int, logs: Path, advance: Advance) -> Promise:
-    """Task after task for so long, at 100 Hz, with a network inferring in the policy's process. Nothing is injected: any fault is false."""
+    """Task after task for so long, at 100 Hz, with a network inferring in the policy's process. Nothing is injected: any fault is false.
+    Nor may a node's memory grow."""
     wrong: list[str] = []
+    memory: defaultdict[str, list[float]] = defaultdict(list)
+    minutes: list[float] = []
+    began = time.monotonic()
     with World(logs, np.random.default_rng(seed), network=NETWORK, live=True) as world:
         for _ in _goals(world, seconds, advance):
             result = world.result()
             if result.outcome == ExecuteInstruction.Result.FAULT:
                 wrong.append(result.reason)
+            minutes.append((time.monotonic() - began) / 60.0)
+            for name, process in world.graph.processes.items():
+                memory[name].append(resident(process.popen.pid))
     hourly = round(3600.0 * len(wrong) / seconds, 3)
-    return Promise("false_stop", seconds, len(wrong), hourly, "false stops an hour", 0.0, tuple(wrong[:_EXAMPLES]))
+    worst, growth = largest_growth(memory)
+    if growth > GROWTH_LIMIT:
+        wrong.append(f"{worst} grew by {growth:.2f} MB in the second half")
+    samples = Samples(f"memory of the {worst} node, MB", tuple(memory[worst]), None, tuple(minutes), "minutes")
+    return Promise("false_stop", seconds, len(wrong), hourly, "false stops an hour", 0.0, tuple(wrong[:_EXAMPLES]), samples)
 
 
 def prove_player_rate(seconds: int, seed: int, logs: Path, advance: Advance) -> Promise:

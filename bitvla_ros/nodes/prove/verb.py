@@ -97,7 +97,7 @@ PROOFS = {
     "guests": Proof(300, "guests", "other nodes that join while the arm moves, listen, and leave or are killed", _promise("guests")),
     "lifecycle": Proof(1_000, "loops", "configure, activate, deactivate, clean up", _lifecycle),
     "player_rate": Proof(600, "s", "setpoints at 100 Hz while a network infers on the same processors", _promise("player_rate")),
-    "false_stop": Proof(3_600, "s", "stops for which there was no reason, while a network infers", _promise("false_stop")),
+    "false_stop": Proof(3_600, "s", "stops without a reason, while a network infers, and memory that grows", _promise("false_stop")),
 }
 
 EXAMPLES = """\
