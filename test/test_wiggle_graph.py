@@ -45,6 +45,7 @@ def test_the_simulated_arm_passes_and_json_is_alone_on_stdout(capfd: pytest.Capt
     for row in result["motions"]:
         assert row["ok"] and row["along"] == row["motion"] and row["scale"] == pytest.approx(1.0, abs=0.1)
         assert row["seen"] == pytest.approx(row["asked"], abs=0.1 * max(map(abs, row["asked"])))
+    assert result["lag"] is None, "two turns tell nothing of it"
     assert result["gripper"]["opened"] == pytest.approx(0.08, abs=0.002) and result["gripper"]["closed"] < 0.002
 
 
@@ -118,6 +119,14 @@ def test_turned_frames_are_found(misunderstanding: Misunderstanding):
     assert [row["along"] for row in result["motions"]] == ["-y", "+y", "+x", "-x", "+z", "-z"]
     assert result["error"].startswith("x moves along -y, y moves along +x: the frames are turned by 90 degrees")
     assert result["error"] == result["problems"][0] and len(result["problems"]) == 1
+
+
+def test_how_far_the_arm_follows_behind_is_told(misunderstanding: Misunderstanding, capsys: pytest.CaptureFixture[str]):
+    result = examine(misunderstanding, "x", "y")
+    assert result["error"] is None and result["lag"] == pytest.approx(0.055, abs=0.02)
+    for written, words in ((result["lag"], "as its profile says"), (0.0, "write lag: 0.0")):
+        wiggle.show({**result, "profile": "a", "frame": "world", "topics": ("target_pose",), "lag_of_profile": written})
+        assert words in " ".join(capsys.readouterr().out.split())
 
 
 def test_an_arm_that_goes_too_far_is_stopped_and_nothing_more_is_tried(misunderstanding: Misunderstanding, monkeypatch: pytest.MonkeyPatch):

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from .command import ArmState, Setpoint
 
-_MOVED = 0.5  # m that setpoints have to have gone before there is something to say
-
 
 class Following:
-    """Watches setpoints and the arm that they lead."""
+    """Watches setpoints and the arm that they lead. least: m that setpoints have to have gone before there is something to say."""
 
-    def __init__(self) -> None:
+    def __init__(self, least: float = 0.5) -> None:
+        self._least = least
         self._along = self._squares = self._moved = 0.0
         self._last: tuple[Setpoint, int] | None = None
 
@@ -27,5 +26,5 @@ class Following:
 
     @property
     def lag(self) -> float | None:
-        """s, least squares of the distance between setpoint and arm over the setpoint's velocity. None before 0.5 m of way."""
-        return self._along / self._squares if self._moved >= _MOVED else None
+        """s, least squares of the distance between setpoint and arm over the setpoint's velocity. None before `least`."""
+        return self._along / self._squares if self._moved >= self._least else None

@@ -24,6 +24,7 @@ EXAMPLES = """\
   bitvla wiggle --simulator --json > wiggle.json"""
 
 PARTS = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
+LAG_TOLERANCE = 0.015  # s
 SIMULATED = "simulated_arm"  # the profile of the built-in one
 
 
@@ -66,7 +67,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             raise WiggleError("nothing was moved")
         with console.status("the arm is told to stay where it is"):
             arm.begin()
-        return {"profile": name, "frame": arm.frame, "topics": arm.topics, **examine(arm, arguments.only or PARTS, person, console)}
+        examined = examine(arm, arguments.only or PARTS, person, console)
+        written = float(profile.controller.get("lag", 0.0))
+        return {"profile": name, "frame": arm.frame, "topics": arm.topics, **examined, "lag_of_profile": written}
 
 
 @contextlib.contextmanager
@@ -119,7 +122,7 @@ def wiggler(
 
 
 def examine(arm: Wiggler, parts: Sequence[str], person: _Person | None, console: Console) -> dict[str, Any]:
-    """Move the arm, which has begun, and judge it: `motions`, `gripper`, `problems` and `error` of the result."""
+    """Move the arm, which has begun, and judge it: `motions`, `gripper`, `lag`, `problems` and `error` of the result."""
     from bitvla_ros.control.wiggle import MOTIONS, diagnose, judge_gripper
 
     from .wiggler import TooFar, WiggleError
@@ -161,6 +164,7 @@ def examine(arm: Wiggler, parts: Sequence[str], person: _Person | None, console:
     return {
         "motions": [_row(one, confirmed.get(one.motion.name)) for one in seen + broken],
         "gripper": gripper,
+        "lag": None if arm.lag is None or problems else round(arm.lag, 3),
         "problems": problems,
         "error": problems[0] + more if problems else None,
     }
@@ -196,6 +200,8 @@ def show(result: dict[str, Any]) -> None:
     if not result["problems"]:
         whole = len(result["motions"]) == 12
         console.print("[green]✓[/] " + ("frame, handedness, scale and sign are right" if whole else "what was tried is right"))
+    if result["lag"] is not None:
+        console.print(_lag_in_words(result["lag"], result["lag_of_profile"]), soft_wrap=True)
 
 
 class _Person:
@@ -247,6 +253,13 @@ def _row(seen: Seen, confirmed: bool | None) -> dict[str, Any]:
         "ok": finding.ok,
         "problem": finding.problem or None,
     }
+
+
+def _lag_in_words(measured: float, written: float) -> str:
+    found = f"the arm follows {measured:.3f} s behind its targets"
+    if abs(measured - written) <= LAG_TOLERANCE:
+        return f"[green]✓[/] {found}, as its profile says"
+    return f"[yellow]![/] {found}; its profile says {written:g}: write lag: {max(measured, 0.0):.2f}, and setpoints go ahead by as much"
 
 
 def _mark(ok: bool) -> str:

@@ -14,7 +14,8 @@ from rclpy.executors import Executor
 from rclpy.node import Node
 from sensor_msgs.msg import JointState
 
-from bitvla_ros.control.command import Setpoint
+from bitvla_ros.control.command import ArmState, Setpoint
+from bitvla_ros.control.following import Following
 from bitvla_ros.control.rotation import turn_between
 from bitvla_ros.control.wiggle import DURATION, Motion, Seen
 
@@ -30,6 +31,7 @@ _STAY = 0.01, 0.05  # m, rad: so far an arm may go that is told to stay
 _FAR = 0.05, 0.25  # m, rad: so far from its start a motion is broken off
 _REST = 3e-4, 2e-3  # m, rad: so far the pose of an arm at rest may wander in _WINDOW
 _WINDOW, _PATIENCE = 0.2, 2.5  # s
+_WAY = 0.1  # m of motions that tell how late the arm is
 _GRIPPER_REST, _GRIPPER_PATIENCE = 0.8, 5.0  # s: its fingers stand still, and are waited for
 
 Pose = tuple[NDArray[np.float64], NDArray[np.float64]]
@@ -69,6 +71,7 @@ class Wiggler:
         self._sent: tuple[float, Pose] | None = None  # when, and which setpoint
         self._home: Pose | None = None  # where motions begin and end
         self._gripper = 0.0
+        self._following = Following(_WAY)
         self._period = 1.0 / p.sink_rate
         self._due = 0.0
 
@@ -80,6 +83,11 @@ class Wiggler:
     def pose(self) -> Pose:
         """As measured last."""
         return self._poses[-1][1]
+
+    @property
+    def lag(self) -> float | None:
+        """s, by which the arm has followed behind its targets; None before there were enough of them."""
+        return self._following.lag
 
     def wait(self, patience: float) -> None:
         """Wait for the arm, s, and see that nobody else moves it. Raises WiggleError."""
@@ -195,8 +203,9 @@ class Wiggler:
             linear, angular = (change / elapsed for change in _change(before, pose))
         self._sent = now, pose
         hold = not (linear.any() or angular.any())
-        setpoint = Setpoint(*pose, linear, angular, self._gripper, hold, 0)
-        self._sink.send(setpoint, self._node.get_clock().now().nanoseconds, self.frame)
+        setpoint, stamp = Setpoint(*pose, linear, angular, self._gripper, hold, 0), self._node.get_clock().now().nanoseconds
+        self._following.observe(setpoint, ArmState(*self.pose, self._arm.pose.stamp), stamp)
+        self._sink.send(setpoint, stamp, self.frame)
 
     # What is seen of it.
 
