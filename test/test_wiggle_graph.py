@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -13,13 +14,15 @@ pytest.importorskip("rclpy", reason="rclpy is not installed: pip install '.[ros]
 
 from geometry_msgs.msg import PoseStamped
 from graph import TestGraph
+from rclpy.qos import QoSProfile
 from rich.console import Console
+from rosgraph_msgs.msg import Clock
 
 import bitvla_ros.control.wiggle as judging
 from bitvla_ros import cli
 from bitvla_ros.control.rotation import matrix, turned
 from bitvla_ros.nodes import wiggle, wiggler
-from bitvla_ros.nodes.conversions import pose_from_msg, pose_to_msg, stamp_to_ns
+from bitvla_ros.nodes.conversions import ns_to_stamp, pose_from_msg, pose_to_msg, stamp_to_ns
 from bitvla_ros.nodes.profiles import load_profile
 from bitvla_ros.nodes.qos import COMMAND, SENSOR
 from bitvla_ros.nodes.wiggler import WiggleError
@@ -56,6 +59,7 @@ class Misunderstanding:
     graph: TestGraph
     axes: np.ndarray = field(default_factory=lambda: np.eye(3))
     about: np.ndarray | None = None  # None: where the arm was measured first
+    stamps: list[int] = field(default_factory=list)  # of the targets, ns
 
     def __post_init__(self) -> None:
         node = self.graph.node
@@ -71,6 +75,7 @@ class Misunderstanding:
         position, orientation = pose_from_msg(message)
         about = self.about if self.about is not None else self.start
         stamp, frame = stamp_to_ns(message.header.stamp), message.header.frame_id
+        self.stamps.append(stamp)
         self._out.publish(pose_to_msg(about + self.axes @ (position - about), orientation, stamp, frame))
 
     def check(self) -> None:
@@ -160,6 +165,22 @@ def test_what_the_person_sees_counts(misunderstanding: Misunderstanding, monkeyp
     (row,) = result["motions"]
     assert row["motion"] == "-y" and row["ok"] and row["confirmed"] is False
     assert result["error"].startswith("-y: not what you saw; then 'world', the frame of the pose, is not x forwards")
+
+
+def test_in_simulated_time_motions_take_it_and_targets_bear_it(misunderstanding: Misunderstanding):
+    """At half the pace of the wall clock."""
+    node, began = misunderstanding.graph.node, time.monotonic_ns()
+    clock = node.create_publisher(Clock, "/clock", QoSProfile(depth=1))
+    timer = node.create_timer(0.01, lambda: clock.publish(Clock(clock=ns_to_stamp(10**9 + (time.monotonic_ns() - began) // 2))))
+    misunderstanding.stamps.clear()
+    try:
+        result = examine(misunderstanding, "x")
+    finally:
+        node.destroy_timer(timer)
+        node.destroy_publisher(clock)
+    assert result["error"] is None and [row["along"] for row in result["motions"]] == ["+x", "-x"]
+    assert 10**9 < misunderstanding.stamps[0] <= misunderstanding.stamps[-1] < 10**9 + (time.monotonic_ns() - began) // 2
+    assert misunderstanding.stamps[-1] - misunderstanding.stamps[0] > 4 * 3 * 10**8, "four ways of 0.3 s"
 
 
 def test_whoever_else_moves_the_arm_is_named(misunderstanding: Misunderstanding):

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rclpy.executors import Executor
 from rclpy.node import Node
+from rclpy.parameter import Parameter
 from sensor_msgs.msg import JointState
 
 from bitvla_ros.control.command import ArmState, Setpoint
@@ -68,7 +69,7 @@ class Wiggler:
         self._fingers: float | None = None  # m between them
         self._joints = node.create_subscription(JointState, "joint_states", self._on_joints, SENSOR) if self.has_gripper else None
         self._sink: sinks.Sink | None = None
-        self._sent: tuple[float, Pose] | None = None  # when, and which setpoint
+        self._sent: tuple[float, Pose] | None = None  # when, in the arm's time, and which setpoint
         self._home: Pose | None = None  # where motions begin and end
         self._gripper = 0.0
         self._following = Following(_WAY)
@@ -96,6 +97,10 @@ class Wiggler:
         listening = f"nobody listens on {topic}: start the arm's controller, or correct sink.topic"
         self._wait(lambda: self._node.count_subscribers(topic) > 0, patience, lambda: listening)
         self._spin(0.5)  # whoever else publishes may be discovered later
+        if self._node.count_publishers("/clock"):
+            self._node.set_parameters([Parameter("use_sim_time", value=True)])
+            paused = "nothing comes on /clock, although it has a publisher: let the simulator run"
+            self._wait(lambda: self._time() > 0.0, patience, lambda: paused)
         for name in self.topics:
             if others := sorted({info.node_name for info in self._node.get_publishers_info_by_topic(name)}):
                 raise WiggleError(f"{', '.join(others)} also publishes on {name}: stop it, only one may move the arm")
@@ -149,6 +154,11 @@ class Wiggler:
             self._sink.close()
         self._arm.close()
 
+    def _time(self) -> float:
+        """s, of the arm's time: a simulator's own where it publishes /clock, else of the steady clock."""
+        clock = self._node.get_clock()
+        return clock.now().nanoseconds / 1e9 if clock.ros_time_is_active else time.monotonic()
+
     # What moves it.
 
     def _halt(self) -> None:
@@ -162,8 +172,8 @@ class Wiggler:
             self._spin(self._period)
 
     def _play(self, path: Callable[[float], Pose], watch: Callable[[], None]) -> None:
-        begin = self._due = time.monotonic()
-        while (elapsed := time.monotonic() - begin) < DURATION:
+        begin, self._due = self._time(), time.monotonic()
+        while (elapsed := self._time() - begin) < DURATION:
             self._send(path(elapsed))
             self._step(watch)
         self._rest(path(DURATION), watch)
@@ -197,7 +207,7 @@ class Wiggler:
 
     def _send(self, pose: Pose) -> None:
         """The pose as a setpoint, with the velocity that leads to it from the one before."""
-        now, linear, angular = time.monotonic(), np.zeros(3), np.zeros(3)
+        now, linear, angular = self._time(), np.zeros(3), np.zeros(3)
         if self._sent is not None and 0.0 < now - self._sent[0] < _NEWS:
             elapsed, before = now - self._sent[0], self._sent[1]
             linear, angular = (change / elapsed for change in _change(before, pose))
@@ -211,7 +221,7 @@ class Wiggler:
 
     def _look(self) -> None:
         """See where the arm is, after the time in which somebody was asked."""
-        if self._sent is None or time.monotonic() - self._sent[0] > _NEWS:
+        if self._sent is None or self._time() - self._sent[0] > _NEWS:
             self._spin(_WINDOW)
 
     def _step(self, watch: Callable[[], None]) -> None:
