@@ -83,6 +83,11 @@ def stale(case):
     stamp(case, "camera wrist", lambda index, value: value - 300 * MS)
 
 
+def late_pose(case):
+    case.controller({"simulator": False, "sink.kind": "pose", "limits.max_state_age": 0.2})
+    case.stream("end_effector_pose").arrivals = arrivals(20, age=120 * MS)
+
+
 def clock_ahead(case):
     stamp(case, "camera wrist", lambda index, value: value + 30 * MS)
 
@@ -275,6 +280,7 @@ FAULTS: list[tuple[Callable[[Case], None], str, str, str]] = [
     (constant, "end_effector_pose: stamps", "fail", "the same stamp"),
     (future, "camera wrist: stamps", "fail", "70 ms ahead"),
     (stale, "camera wrist: stamps", "fail", "age 310 ms"),
+    (late_pose, "end_effector_pose: stamps", "fail", "age 120 ms, at most 120 ms; 100 ms are allowed"),
     (clock_ahead, "clock offsets", "warn", "camera wrist ahead"),
     (clock_behind, "clock offsets", "warn", "never younger than 50 ms"),
     (late, "skew", "fail", "camera scene is 120 ms behind"),

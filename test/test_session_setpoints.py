@@ -221,10 +221,11 @@ def test_a_pose_that_is_late_is_waited_for():
     arm_.run(0.4)
     late = arm_.state
     speeds = [arm_.step(late).linear[0] for _ in range(40)]
+    assert arm_.session.blind
     assert speeds[25] > 0.24 and speeds[26] == pytest.approx(speeds[25] - 0.03) and not any(speeds[35:])
     assert arm_.last.position[0] - late.position[0] < 0.09
     assert [s.linear[0] for s in arm_.run(0.05)] == pytest.approx([0.03, 0.06, 0.09, 0.12, 0.15]), "and it starts softly"
-    assert arm_.session.running
+    assert arm_.session.running and not arm_.session.blind
 
 
 @pytest.mark.parametrize("shadow", [True, False])

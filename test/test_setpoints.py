@@ -49,6 +49,7 @@ class Cell:
         self.health = graph.collect(DiagnosticArray, "/diagnostics", 100)
         self.frame, self.position, self.orientation = "base", HOME, DOWN
         self.policy_speaks = True
+        self.delay = 0  # ns, of the pose
         self.node.create_subscription(PoseStamped, "target_pose", self._follow, COMMAND)
         self._pose = self.node.create_publisher(PoseStamped, "end_effector_pose", SENSOR)
         self._chunk = self.node.create_publisher(ActionChunkMsg, "action_chunk", CHUNK)
@@ -116,7 +117,7 @@ class Cell:
         now = self.now
         if self._clock is not None:
             self._clock.publish(Clock(clock=ns_to_stamp(now)))
-        self._pose.publish(pose_to_msg(self.position, self.orientation, now, self.frame))
+        self._pose.publish(pose_to_msg(self.position, self.orientation, now - self.delay, self.frame))
         self._ticks += 1
         if self._ticks % 10 == 0 and self.tasks and self.tasks[-1].active and self.policy_speaks:
             actions = np.tile(np.array([0.3, 0, 0, 0, 0, 0, 1.0], np.float32), (8, 1))
@@ -252,6 +253,19 @@ def test_in_simulated_time_the_arm_moves_as_fast_as_its_simulator(graph: TestGra
     middle = slice(len(stamps) // 3, 2 * len(stamps) // 3)
     speed = np.polyfit(stamps[middle], places[middle], 1)[0]
     assert 0.06 < speed < 0.1, "m/s: three tenths of 0.0135 m, 20 times a second"
+
+
+def test_an_arm_whose_pose_is_late_is_not_led_and_diagnostics_say_why(graph: TestGraph) -> None:
+    cell = Cell(graph, "live", **{"limits.max_state_age": 2.0})
+    cell.delay = 1_200_000_000
+    graph.wait(lambda: cell.enable().success, "live mode")
+    handle = cell.begin()
+    graph.wait(lambda: cell.diagnosed("the arm's pose is late"), "the warning")
+    assert len({pose_from_msg(message)[0].tobytes() for message in cell.targets}) == 1, "it is told to stay"
+    cell.delay = 0
+    cell.moving()
+    graph.result(handle.cancel_goal_async(), "answer to the cancel")
+    assert cell.outcome(handle).outcome == Result.CANCELLED and cell.diagnosed("setpoints_blind=")
 
 
 def test_dry_mode_speaks_beside_the_arm(graph: TestGraph) -> None:

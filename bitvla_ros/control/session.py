@@ -68,6 +68,7 @@ class Session:
         self.motion = Motion(config.limits.motion(config.motion, config.lag), config.player.control_hz)
         self.shadow = False
         self.fade = 0.0
+        self.blind = False  # the last setpoint rests because the measured pose is late
         self.epoch = epoch
         self.running = False
         self.lockstep = False
@@ -148,7 +149,7 @@ class Session:
         for as long. So does a pose older than half of `Limits.max_state_age`: nobody leads an arm that he does not see."""
         if self.running and self.lockstep:
             raise RuntimeError("a lockstep task is answered by tick()")
-        elapsed, self._steady = steady - self._steady, steady
+        elapsed, self._steady, self.blind = steady - self._steady, steady, False
         if self.running:
             self._conclude(now, success)
         if not self.running:
@@ -187,8 +188,8 @@ class Session:
         if asked is None:
             return None  # lockstep alone
         command = self.guard.check_offset(asked)
-        blind = now - arm.stamp > self.config.limits.max_state_age * 1e9 / 2
-        rest = command.hold or blind or elapsed > self.config.player.step_duration
+        self.blind = now - arm.stamp > self.config.limits.max_state_age * 1e9 / 2
+        rest = command.hold or self.blind or elapsed > self.config.player.step_duration
         wanted = self.motion.step(None if rest else command.action, elapsed / 1e9, self.player.began, arm if seen else None)
         setpoint = self.guard.check_setpoint(now, replace(wanted, epoch=self.epoch), arm, joints, steady)
         if self.guard.fault is not None:

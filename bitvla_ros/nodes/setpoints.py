@@ -57,7 +57,7 @@ class Setpoints:
         session.fade = 0.0 if p.sink_kind == "pose" else FADE
         self._closing = False  # the sink closes when the arm has come to rest
         self._last: int | None = None  # the last step, ns of the steady clock
-        self.steps = self.late = 0  # late: came more than half a period after their time
+        self.steps = self.late = self.blind = 0  # late: came more than half a period after their time
         self._sink: Sink | None = make_sink(node, p, DRY) if p.mode == "dry" else None
         self._shadow = node.create_publisher(PoseStamped, "shadow/target_pose", COMMAND) if p.mode == "shadow" else None
         self._disagreement, self._following = Disagreement(), Following()
@@ -88,6 +88,7 @@ class Setpoints:
         # A simulated arm moves in its simulator's time, which may go slower than ours.
         moved = now if self._node.get_clock().ros_time_is_active else steady
         setpoint = self._session.setpoint(now, pose, success, moved, self._arm.joints)
+        self.blind += self._session.blind
         if setpoint is not None:
             self._send(setpoint, now)
         if self._shadow is not None:
@@ -124,6 +125,7 @@ class Setpoints:
             "enabled": self._p.mode == "live" and self._sink is not None and not self._closing,
             "setpoints": self.steps,
             "setpoints_late": self.late,
+            "setpoints_blind": self.blind,
             "sink": ", ".join(self._topics if self._sink is None else self._sink.topics),
             "stops_on_silence": f"{self._p.sink_silence_timeout:g} s" if self._p.sink_silence_timeout else "no",
         }

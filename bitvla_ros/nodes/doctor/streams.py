@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from ..sinks.parameters import SIMULATOR
 from .facts import Expected, Finding, Graph, Level, Stream, Wanted
 
 MS = 1_000_000
@@ -221,6 +222,8 @@ def _stamps(stream: Stream, graph: Graph, expected: Expected) -> Finding:
             f"up to {-ages.min() * 1e3:.0f} ms ahead of this machine's clock; {limits['max_future'] * 1e3:.0f} ms are allowed",
             "synchronise the clocks (chrony, PTP), and let all nodes agree on use_sim_time",
         )
+    if stream.name == "end_effector_pose" and expected.controller["sink.kind"] != SIMULATOR:  # by which the controller leads an arm
+        limits["max_age"] = min(limits["max_age"], float(expected.controller["limits.max_state_age"]) / 2)
     if np.median(ages) > limits["max_age"]:
         remedy = "is its driver or transport slow, its clock behind, or does it stamp in another time (device time, uptime)?"
         return Finding(name, "fail", f"{found}; {limits['max_age'] * 1e3:.0f} ms are allowed", remedy)
