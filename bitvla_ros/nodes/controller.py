@@ -14,7 +14,6 @@ from types import SimpleNamespace
 from typing import Any
 
 from rclpy.action import ActionServer, CancelResponse, GoalResponse
-from rclpy.event_handler import SubscriptionEventCallbacks, UnsupportedEventTypeError
 from std_srvs.srv import Trigger
 
 from bitvla_ros.action import ExecuteInstruction
@@ -30,6 +29,7 @@ from .control_parameters import control_config
 from .conversions import ChunkError, chunk_from_msg, duration_to_ns, moment
 from .diagnostics import ERROR, OK, WARN, Status
 from .estop import EStop
+from .events import SubscriptionEventCallbacks, UnsupportedEventTypeError
 from .goal import Goal
 from .lifecycle import ManagedNode, run
 from .liveliness import Liveliness

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 from rclpy.clock import JumpThreshold
 from rclpy.duration import Duration
-from rclpy.event_handler import PublisherEventCallbacks
 from rclpy.node import Node
 from std_msgs.msg import String
 
@@ -31,6 +30,7 @@ from ..policy.policy import Policy
 from . import inputs, load
 from .conversions import chunk_to_msg, duration_to_ns, stamp_to_ns
 from .diagnostics import ERROR, OK, WARN, Status
+from .events import PublisherEventCallbacks
 from .frames import Frames, TfFrames
 from .inputs import Inputs
 from .lifecycle import ManagedNode, run

@@ -8,13 +8,13 @@ from typing import Any
 import cv2
 import numpy as np
 from rclpy.duration import Duration, Infinite
-from rclpy.event_handler import SubscriptionEventCallbacks, UnsupportedEventTypeError
 from rclpy.node import Node
 from rclpy.qos import QoSCompatibility, QoSDurabilityPolicy, QoSHistoryPolicy, QoSProfile, QoSReliabilityPolicy, qos_check_compatible
 from sensor_msgs.msg import CompressedImage
 from std_msgs.msg import Empty
 
 from ..conversions import ImageError, image_from_msg
+from ..events import SubscriptionEventCallbacks, UnsupportedEventTypeError
 from ..qos import CHUNK
 from .facts import Camera, Endpoint
 
