@@ -309,6 +309,23 @@ def test_a_pause_of_our_own_is_no_leap():
     assert [s.linear[0] for s in arm_.run(0.05)] == pytest.approx([0.03, 0.06, 0.09, 0.12, 0.15]), "and starts softly"
 
 
+def test_after_a_pause_of_our_own_the_arm_is_looked_for_before_it_is_missed():
+    """Its newer poses wait behind the timer that was late; and the joints'."""
+    limits = replace(LIMITS, joint_min=(-1.0,), joint_max=(1.0,))
+    for dead in (False, True):
+        arm_ = Arm(limits)
+        arm_.begin()
+        arm_.step()
+        arm_.accept((1.0,), repeat=40)
+        arm_.run(0.3)
+        before, joints = arm_.state, Joints(np.zeros(1), arm_.now)
+        arm_.now += SECOND
+        assert not arm_.step(before if dead else arm_.state, joints=joints).linear.any() and arm_.session.running
+        arm_.step(before if dead else arm_.state, joints=Joints(np.zeros(1), arm_.now))
+        assert arm_.session.running != dead
+        assert not dead or arm_.session.guard.fault.reason is FaultReason.STATE
+
+
 def test_a_jump_of_the_clock_is_no_leap():
     """ROS time leaps, the steady clock does not: the plan is over, and the arm slows down."""
     arm_ = Arm()

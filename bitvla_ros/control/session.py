@@ -179,7 +179,8 @@ class Session:
         return setpoint
 
     def _follow(self, now: int, arm: ArmState, joints: Joints | None, steady: int, elapsed: int) -> Setpoint | None:
-        seen = self.guard.check_arm(now, arm)
+        pause = elapsed if elapsed > self.config.player.step_duration else 0
+        seen = self.guard.check_arm(now, arm, pause)
         if seen and (self.shadow or self.fade):
             here = arm if self.shadow else self._faded(arm, elapsed)
             self.motion.rebase(here)
@@ -189,9 +190,9 @@ class Session:
             return None  # lockstep alone
         command = self.guard.check_offset(asked)
         self.blind = now - arm.stamp > self.config.limits.max_state_age * 1e9 / 2
-        rest = command.hold or self.blind or elapsed > self.config.player.step_duration
+        rest = command.hold or self.blind or pause > 0
         wanted = self.motion.step(None if rest else command.action, elapsed / 1e9, self.player.began, arm if seen else None)
-        setpoint = self.guard.check_setpoint(now, replace(wanted, epoch=self.epoch), arm, joints, steady)
+        setpoint = self.guard.check_setpoint(now, replace(wanted, epoch=self.epoch), arm, joints, steady, pause)
         if self.guard.fault is not None:
             self._notice()
             self._stopping = setpoint is not None and not setpoint.hold

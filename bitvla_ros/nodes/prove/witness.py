@@ -64,6 +64,10 @@ class Witness(Recorder):
         """Whether the condition comes to hold within `patience` s."""
         return self._until(condition, patience)
 
+    def cancel(self, handle: Any) -> None:
+        """Returns when the cancel of this goal is answered."""
+        self._ask("the cancel", lambda: True, handle.cancel_goal_async)
+
     def hang(self, on: bool) -> int:
         """Let inference hang or go on; ns of the steady clock since when."""
         return int(self._ask("policy/hang", self._hang.service_is_ready, lambda: self._hang.call_async(SetBool.Request(data=on))).message)

@@ -45,7 +45,7 @@ class World:
         self.graph = Graph(logs)
         self.random = random
         self.handle: Any = None  # of the goal
-        self.epoch = 0
+        self.epoch = self._guests = 0
         self._failing_cameras, self._network, self._live = failing_cameras, network, live
         self._instructions = tuple(plans(SUITE))
         self._seed = int(random.integers(1 << 20))
@@ -124,7 +124,7 @@ class World:
 
     def cancel(self) -> int:
         """Ask for a cancel; ns of the steady clock at which the answer came."""
-        self.witness.answer(self.handle.cancel_goal_async(), "answer to the cancel")
+        self.witness.cancel(self.handle)
         return time.monotonic_ns()
 
     @property
@@ -180,8 +180,10 @@ class World:
 
     def entertain(self, killed: bool) -> None:
         """Somebody else joins the graph, and leaves nicely or is killed. Returns a second later."""
-        guest = self.graph.start("guest", "bitvla_ros.nodes.prove.guest")
-        self.witness.wait(lambda: "guest" in self.witness.get_node_names(), "guest")
+        self._guests += 1
+        name = f"guest_{self._guests}"  # one that was killed is still known for 20 s, so each has its own
+        guest = self.graph.start("guest", "bitvla_ros.nodes.prove.guest", None, "--ros-args", "-r", f"__node:={name}", "--")
+        self.witness.wait(lambda: name in self.witness.get_node_names(), name)
         time.sleep(float(self.random.uniform(0.2, 0.6)))
         if killed:
             del self.graph.processes["guest"]
