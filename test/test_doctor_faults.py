@@ -296,7 +296,7 @@ FAULTS: list[tuple[Callable[[Case], None], str, str, str]] = [
     (nameless_frame, "frames", "fail", "names no frame"),
     (two_frames, "frames", "fail", "'base', 'world'"),
     (no_transform, "frames", "fail", "no transform"),
-    (late_transforms, "frames", "fail", "up to 68 ms late"),
+    (late_transforms, "frames", "fail", "at most 68 ms late"),
     (two_transforms, "frames", "fail", "panda_hand in fr3_link0"),
     (no_fingers, "gripper", "fail", "it has robotiq_85_left_knuckle_joint"),
     (same_signs, "gripper", "fail", "gripper_scale: [1, -1]"),
