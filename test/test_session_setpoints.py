@@ -212,18 +212,24 @@ def test_a_pose_that_goes_stale_stops_the_arm():
     assert arm_.last.hold, "it had come to rest before"
 
 
-def test_a_pose_that_is_late_is_waited_for():
-    """Nobody leads an arm that he does not see: else a driver that is held up finds its arm far behind, or runs after a setpoint."""
-    arm_ = Arm()
+@pytest.mark.parametrize(
+    ("limits", "ticks"),
+    [({"max_state_age": 0.2}, 10), ({"max_state_age": 2.0}, 16), ({"max_state_age": 2.0, "following_position": 0.06}, 12)],
+    ids=["by the age", "by the angle", "by the distance"],
+)
+def test_a_pose_that_is_late_is_waited_for(limits, ticks):
+    """Nobody leads an arm that he does not see: else a driver that is held up finds its arm far behind, or runs after a setpoint. How
+    long it may be held up is one thing, how far its arm is led meanwhile another."""
+    arm_ = Arm(replace(LIMITS, **limits))
     arm_.begin()
     arm_.step()
-    arm_.accept((1.0,), repeat=40)
+    arm_.accept((1.0,), repeat=80)
     arm_.run(0.4)
     late = arm_.state
-    speeds = [arm_.step(late).linear[0] for _ in range(40)]
+    speeds = [arm_.step(late).linear[0] for _ in range(round(100 * limits["max_state_age"]))]
     assert arm_.session.blind
-    assert speeds[25] > 0.24 and speeds[26] == pytest.approx(speeds[25] - 0.03) and not any(speeds[35:])
-    assert arm_.last.position[0] - late.position[0] < 0.09
+    assert speeds[ticks] > 0.24 and speeds[ticks + 1] == pytest.approx(speeds[ticks] - 0.03) and not any(speeds[ticks + 10 :])
+    assert arm_.last.position[0] - late.position[0] < 0.08
     assert [s.linear[0] for s in arm_.run(0.05)] == pytest.approx([0.03, 0.06, 0.09, 0.12, 0.15]), "and it starts softly"
     assert arm_.session.running and not arm_.session.blind
 

@@ -57,7 +57,7 @@ class Limits:
         the training controller itself can be asked for: full scale in all axes at once, reversed in one step. An arm's are much
         lower: the model of that controller asks for 7.5 m/s2 when it starts and 15 when it turns round, and moves gently, though
         later, within 3 m/s2 and 15 rad/s2; 0.25 m/s is the reduced speed of ISO 10218-1.
-    max_state_age: oldest measured pose, and joints, that a command is still checked against. Setpoints come to rest from half of it on.
+    max_state_age: oldest measured pose, and joints, that a command is still checked against. Setpoints come to rest before: see `unseen`.
     chunk_deadline: realtime: how long a task may go without an accepted chunk, on the steady clock.
     hang_limit: lockstep: how long a task may stand still, on the steady clock.
     liveliness_grace: realtime: how long the policy may have lost its liveliness before the arm stops. On a loaded machine its lease
@@ -115,6 +115,12 @@ class Limits:
             raise ValueError(f"joint_min has {len(self.joint_min)} numbers and joint_max {len(self.joint_max)}; give one a joint in both")
         if any(not low + 2 * self.joint_margin < high for low, high in zip(self.joint_min, self.joint_max, strict=True)):
             raise ValueError(f"joint_min {self.joint_min} and joint_max {self.joint_max} leave no room between them for joint_margin")
+
+    @property
+    def unseen(self) -> float:
+        """How old the measured pose may be, s, before setpoints come to rest: half as old as is a fault, and no older than the arm needs
+        at full speed for half of the following limits. So an arm whose driver is held up is not found far behind its setpoints."""
+        return min(self.max_state_age, self.following_position / self.speed, self.following_angle / self.angular_speed) / 2
 
     def motion(self, model: str, lag: float = 0.0) -> MotionConfig:
         """The reference model that keeps to these limits. model: of motion.MODELS. lag: s, by which the arm follows behind setpoints."""

@@ -146,7 +146,7 @@ class Session:
         of them a hold, then None.
 
         joints: where known. success: as in `tick`. A pause of more than a control step brakes: whatever moves the arm has heard nothing
-        for as long. So does a pose older than half of `Limits.max_state_age`: nobody leads an arm that he does not see."""
+        for as long. So does a pose older than `Limits.unseen`: nobody leads an arm that he does not see."""
         if self.running and self.lockstep:
             raise RuntimeError("a lockstep task is answered by tick()")
         elapsed, self._steady, self.blind = steady - self._steady, steady, False
@@ -189,7 +189,7 @@ class Session:
         if asked is None:
             return None  # lockstep alone
         command = self.guard.check_offset(asked)
-        self.blind = now - arm.stamp > self.config.limits.max_state_age * 1e9 / 2
+        self.blind = now - arm.stamp > self.config.limits.unseen * 1e9
         rest = command.hold or self.blind or pause > 0
         wanted = self.motion.step(None if rest else command.action, elapsed / 1e9, self.player.began, arm if seen else None)
         setpoint = self.guard.check_setpoint(now, replace(wanted, epoch=self.epoch), arm, joints, steady, pause)

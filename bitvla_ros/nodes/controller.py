@@ -116,7 +116,7 @@ class ControllerNode(ManagedNode):
             found = f"{self._policy.alive} nodes publish action_chunk: stop all but one" if self._policy.alive else "no policy"
             return Status(WARN, found, values)
         if session.running and session.blind:
-            limit = f"{500 * session.guard.limits.max_state_age:.0f} ms (half of limits.max_state_age)"
+            limit = f"{1e3 * session.guard.limits.unseen:.0f} ms"
             return Status(WARN, f"the arm's pose is late: from {limit} on the arm is not led any further", values)
         return Status(OK, "carrying out an instruction" if session.running else "ready", values)
 

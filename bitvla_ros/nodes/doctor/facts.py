@@ -10,6 +10,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from bitvla_ros.control.limits import Limits
+
 Level = Literal["ok", "warn", "fail", "skip"]
 
 
@@ -39,6 +41,12 @@ class Expected:
     def simulator(self) -> bool:
         """A simulator moves the arm: it says on simulation_state what time it is and what succeeded."""
         return bool(self.controller["simulator"])
+
+    @property
+    def unseen(self) -> float:
+        """How old the pose may be before the controller leads the arm no further, s: `Limits.unseen`."""
+        names = ("max_state_age", "following_position", "following_angle", "speed", "angular_speed")
+        return Limits(**{name: float(self.controller[f"limits.{name}"]) for name in names}).unseen
 
     @property
     def transforms(self) -> tuple[tuple[str, str], ...]:

@@ -190,8 +190,8 @@ def _rate(stream: Stream, graph: Graph, expected: Expected) -> Finding:
 def _needed(stream: Stream, expected: Expected) -> tuple[float, float]:
     """Rates, Hz: without the first the gate refuses; without the second it does so now and then, or the controller steers half blind."""
     least = 1.0 / min(float(expected.policy["max_age"]), float(expected.policy["max_skew"]))
-    if stream.name == "end_effector_pose":  # the controller leads no arm that it has not seen for half as long
-        least = max(least, 2.0 / float(expected.controller["limits.max_state_age"]))
+    if stream.name == "end_effector_pose":  # the controller leads no arm that it has not seen for so long
+        least = max(least, 1.0 / expected.unseen)
         return least, max(1.2 * least, float(expected.controller["control_hz"]))
     return least, 1.2 * least
 
@@ -223,7 +223,7 @@ def _stamps(stream: Stream, graph: Graph, expected: Expected) -> Finding:
             "synchronise the clocks (chrony, PTP), and let all nodes agree on use_sim_time",
         )
     if stream.name == "end_effector_pose" and expected.controller["sink.kind"] != SIMULATOR:  # by which the controller leads an arm
-        limits["max_age"] = min(limits["max_age"], float(expected.controller["limits.max_state_age"]) / 2)
+        limits["max_age"] = min(limits["max_age"], expected.unseen)
     if np.median(ages) > limits["max_age"]:
         remedy = "is its driver or transport slow, its clock behind, or does it stamp in another time (device time, uptime)?"
         return Finding(name, "fail", f"{found}; {limits['max_age'] * 1e3:.0f} ms are allowed", remedy)
