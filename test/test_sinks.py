@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -15,14 +16,17 @@ pytest.importorskip("rclpy", reason="rclpy is not installed: pip install '.[ros]
 
 from geometry_msgs.msg import PoseStamped, Twist, TwistStamped
 from graph import TestGraph
+from rclpy.action import ActionServer, GoalResponse
 from rclpy.qos import QoSDurabilityPolicy, QoSProfile, QoSReliabilityPolicy
 from std_msgs.msg import Float64
 
+from bitvla_ros.action import ExecuteInstruction
 from bitvla_ros.control.command import Setpoint
 from bitvla_ros.nodes import sinks
 from bitvla_ros.nodes.conversions import stamp_to_ns
 from bitvla_ros.nodes.missing import MissingPackage
 from bitvla_ros.nodes.qos import COMMAND
+from bitvla_ros.nodes.sinks.gripper import ActionGripper
 
 pytestmark = pytest.mark.ros
 
@@ -126,6 +130,38 @@ def test_the_gripper_is_commanded_on_a_change_alone_and_not_by_noise(graph: Test
     graph.wait(lambda: late, "the last command")
     assert [message.data for message in late] == [0.0]
     sink.close()
+
+
+def test_a_goal_that_the_gripper_refuses_is_sent_again_and_not_at_the_setpoints_rate(graph: TestGraph, monkeypatch) -> None:
+    """By an action of ours, whose goal is a text: control_msgs is in few environments."""
+    monkeypatch.setattr("bitvla_ros.nodes.sinks.gripper.RETRY", 0.3)
+    asked: list[tuple[float, str]] = []
+
+    def answer(goal: ExecuteInstruction.Goal) -> GoalResponse:
+        asked.append((time.monotonic(), goal.instruction))
+        return GoalResponse.REJECT if len(asked) < 3 else GoalResponse.ACCEPT
+
+    def carry_out(handle: Any) -> ExecuteInstruction.Result:
+        handle.succeed()
+        return ExecuteInstruction.Result()
+
+    server = ActionServer(graph.node, ExecuteInstruction, "fingers", carry_out, goal_callback=answer)
+    p = described(gripper_action="fingers", gripper_closed=0.8)
+    gripper = ActionGripper(graph.node, p, ExecuteInstruction, lambda position: ExecuteInstruction.Goal(instruction=f"{position}"))
+
+    def send() -> bool:
+        gripper.send(1.0)
+        return len(asked) == 3
+
+    graph.wait(send, "the third goal")
+    for _ in range(30):
+        gripper.send(1.0)
+        graph.spin(0.02)
+    gripper.close()
+    server.destroy()
+    times = [when for when, _ in asked]
+    assert [text for _, text in asked] == ["0.8"] * 3, "the third was accepted"
+    assert np.diff(times).min() > 0.25
 
 
 @pytest.mark.skipif(importlib.util.find_spec("control_msgs") is not None, reason="control_msgs is installed")

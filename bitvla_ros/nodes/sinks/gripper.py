@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, Protocol
 
@@ -11,6 +14,8 @@ from std_msgs.msg import Float64
 
 from ..missing import need
 from ..qos import LATCHED
+
+RETRY = 1.0  # s
 
 
 class Gripper(Protocol):
@@ -75,38 +80,34 @@ class TopicGripper(_Switch):
 
 
 class ActionGripper(_Switch):
-    """control_msgs/GripperCommand, or ParallelGripperCommand where `joint` is given. A later goal takes over from an earlier one.
+    """An action that takes a position as its goal. A later goal takes over from an earlier one; one that the server refuses is sent
+    again after RETRY, as long as the policy still asks for it.
 
-    GripperCommand: command {position, max_effort}; ParallelGripperCommand: command is a sensor_msgs/JointState with the joint's name
-    (control_msgs, action/*.action).
+    kind: the action. goal: of a position.
     """
 
-    def __init__(self, node: Node, p: SimpleNamespace) -> None:
+    def __init__(self, node: Node, p: SimpleNamespace, kind: Any, goal: Callable[[float], Any]) -> None:
         from rclpy.action import ActionClient
 
         super().__init__(p)
-        actions = need("control_msgs.action")
-        self._parallel = p.gripper_kind == "parallel_gripper"
-        self._kind: Any = actions.ParallelGripperCommand if self._parallel else actions.GripperCommand
-        self._client = ActionClient(node, self._kind, p.gripper_action)
+        self._node, self._goal = node, goal
+        self._client = ActionClient(node, kind, p.gripper_action)
+        self._wait_until = 0.0  # of the monotonic clock, after a refusal
 
     def close(self) -> None:
         self._client.destroy()
 
     def _command(self, position: float) -> bool:
-        if not self._client.server_is_ready():
+        if time.monotonic() < self._wait_until or not self._client.server_is_ready():
             return False
-        self._client.send_goal_async(self._goal(float(position)))
+        self._client.send_goal_async(self._goal(float(position))).add_done_callback(self._on_answer)
         return True
 
-    def _goal(self, position: float) -> Any:
-        goal, effort = self._kind.Goal(), self._p.gripper_effort
-        if self._parallel:
-            goal.command = JointState(name=[self._p.gripper_joint], position=[position], effort=[effort] if effort else [])
-        else:
-            goal.command.position = position
-            goal.command.max_effort = effort
-        return goal
+    def _on_answer(self, future: Any) -> None:
+        if not future.cancelled() and not future.result().accepted:
+            self._sent, self._wait_until = None, time.monotonic() + RETRY
+            remedy = "see its log; is gripper.open or gripper.closed out of its range?"
+            self._node.get_logger().error(f"{self._p.gripper_action} refused a goal: {remedy}", throttle_duration_sec=10.0)
 
 
 def make_gripper(node: Node, p: SimpleNamespace, prefix: str = "") -> Gripper:
@@ -115,7 +116,26 @@ def make_gripper(node: Node, p: SimpleNamespace, prefix: str = "") -> Gripper:
         return NoGripper()
     if p.gripper_kind == "float64":
         return TopicGripper(node, p, under(prefix, p.gripper_topic))
-    return TopicGripper(node, p, under(prefix, "target_gripper")) if prefix else ActionGripper(node, p)
+    if prefix:
+        return TopicGripper(node, p, under(prefix, "target_gripper"))
+    actions = need("control_msgs.action")
+    if p.gripper_kind == "parallel_gripper":
+        return ActionGripper(node, p, actions.ParallelGripperCommand, partial(_parallel_goal, actions, p))
+    return ActionGripper(node, p, actions.GripperCommand, partial(_gripper_goal, actions, p))
+
+
+def _gripper_goal(actions: Any, p: SimpleNamespace, position: float) -> Any:
+    """command {position, max_effort} (control_msgs, action/GripperCommand.action)."""
+    goal = actions.GripperCommand.Goal()
+    goal.command.position, goal.command.max_effort = position, p.gripper_effort
+    return goal
+
+
+def _parallel_goal(actions: Any, p: SimpleNamespace, position: float) -> Any:
+    """command is a sensor_msgs/JointState with the joint's name (control_msgs, action/ParallelGripperCommand.action)."""
+    goal, effort = actions.ParallelGripperCommand.Goal(), p.gripper_effort
+    goal.command = JointState(name=[p.gripper_joint], position=[position], effort=[effort] if effort else [])
+    return goal
 
 
 def under(prefix: str, topic: str) -> str:
