@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from robot import FINGERS, MODULE, MS, START, STEP, Robot, recording
 from sensor_msgs.msg import CompressedImage
 from std_msgs.msg import String
 
+from bitvla_ros.nodes import inputs
 from bitvla_ros.nodes.conversions import (
     chunk_from_msg,
     image_to_msg,
@@ -22,6 +24,7 @@ from bitvla_ros.nodes.conversions import (
     stamp_to_ns,
 )
 from bitvla_ros.nodes.schedule import Schedule
+from bitvla_ros.policy.policy import PolicySpec
 
 pytestmark = [pytest.mark.ros, pytest.mark.timeout(180)]
 
@@ -59,6 +62,31 @@ def raw(graph) -> Robot:
     robot.task()
     robot.answer(START)
     return robot
+
+
+# ---- what is looked at
+
+
+def test_a_fast_driver_is_no_news_between_two_images(graph) -> None:
+    """One at 500 Hz would else wake the policy for each of its messages."""
+    robot, news = Robot(graph, cameras=("scene",)), []
+    values = {parameter.name: parameter.default for parameter in inputs.PARAMETERS}
+    spec = PolicySpec("test", ("scene",), 8, 20.0, False, "")
+    listening = inputs.Inputs(graph.node, SimpleNamespace(**values), spec, None, lambda: news.append(1), pytest.fail)
+    stamp = graph.wait(lambda: (robot.feed(), news)[1] and robot.fed[-1], "an observation")
+    observed = lambda: listening.observe(Schedule("")).stamp  # noqa: E731
+    graph.wait(lambda: observed() == stamp, "the last of it")
+    news.clear()
+    for _ in range(40):
+        robot.feed_pose(robot.now())
+        robot.feed_joints(robot.now())
+        graph.spin(0.005)
+    assert not news and observed() == stamp
+    robot.feed_image("scene", robot.now())
+    robot.feed_pose(robot.now())
+    robot.feed_joints(robot.now())
+    graph.wait(lambda: news and observed() > stamp, "the next image")
+    listening.close()
 
 
 # ---- what is answered

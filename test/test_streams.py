@@ -66,6 +66,23 @@ def test_a_late_image_meets_the_joint_states_of_its_moment():
     np.testing.assert_allclose(observation.state[:3], POSITION * observation.stamps["state"])
 
 
+def test_the_moment_moves_with_the_stream_that_is_waited_for_and_not_with_every_input():
+    streams = Streams(("scene",))
+    assert streams.moment() == 0
+    fill(streams, 10)
+    for stamp in (12, 14, 16):
+        streams.add_pose(stamp, POSITION, DOWN)
+        streams.add_gripper(stamp, FINGERS)
+        assert streams.moment() == 10 == streams.latest("lift it").stamp
+    streams.add_image("scene", 15, IMAGE)
+    streams.add_gripper(20, FINGERS)
+    assert streams.moment() == 15
+    streams.add_image("scene", 25, IMAGE)
+    assert (streams.moment(), streams.moment(pose=False)) == (16, 20)
+    streams.clear()
+    assert streams.moment() == 0
+
+
 def test_a_silent_stream_is_the_oldest_of_the_observation():
     streams = fill(Streams(("scene", "wrist")), 10)
     for stamp in range(11, 100):

@@ -46,7 +46,8 @@ class Inputs:
     """Keeps the newest inputs and makes observations of them.
 
     Callbacks run on the executor's thread and only keep messages; images are decoded and transforms looked up in `observe`, on the
-    thread that needs them. on_news: something new has come. on_refusal: an input was refused, or its message made no sense.
+    thread that needs them. on_news: there may be a new observation; not with every message of a fast driver. on_refusal: an input was
+    refused, or its message made no sense.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Inputs:
         self.frame = p.base_frame if frames else ""
         self._node, self._p, self._frames = node, p, frames
         self._on_news, self._on_refusal = on_news, on_refusal
+        self._moment = 0  # of the streams, when there was news last
         self._streams = Streams(spec.cameras, privileged=spec.privileged, branch=branch)
         qos = state_qos(p.synchronised)
         compressed = p.camera_transport == "compressed"
@@ -125,7 +127,10 @@ class Inputs:
                 take(message)
             except Exception as error:  # from here it would end the node
                 self._on_refusal(error)
-            self._on_news()
+            moment = self._streams.moment(pose=self._frames is None)  # TF is asked when it is needed
+            if moment != self._moment:
+                self._moment = moment
+                self._on_news()
 
         return self._node.create_subscription(kind, topic, callback, qos)
 

@@ -41,7 +41,7 @@ from .qos import CHUNK_OFFERED, LATCHED
 from .schedule import Schedule
 from .transports import Sender, chosen
 
-PATIENCE = 0.5  # s without news after which the inputs are looked at all the same: a camera that died is silent
+PATIENCE = 0.1  # s without news after which the inputs are looked at all the same: a camera that died is silent
 
 PARAMETERS = (
     *load.PARAMETERS,

@@ -95,6 +95,11 @@ class Streams:
             )
         return self._observation(newest, instruction, epoch)
 
+    def moment(self, *, pose: bool = True) -> int:
+        """Stamp of the newest moment of which every stream knows; 0 before there is one. pose: False leaves the pose out."""
+        with self._lock:
+            return min(buffer[-1][0] if buffer else 0 for name, buffer in self._buffers.items() if pose or name != POSE)
+
     def at(self, stamp: int, instruction: str, epoch: int = 0) -> Observation | None:
         """Inputs that all bear precisely this stamp, or None as long as one of them has not come."""
         found: dict[str, tuple[int, Any]] = {}
