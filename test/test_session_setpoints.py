@@ -315,21 +315,37 @@ def test_a_pause_of_our_own_is_no_leap():
     assert [s.linear[0] for s in arm_.run(0.05)] == pytest.approx([0.03, 0.06, 0.09, 0.12, 0.15]), "and starts softly"
 
 
-def test_after_a_pause_of_our_own_the_arm_is_looked_for_before_it_is_missed():
-    """Its newer poses wait behind the timer that was late; and the joints'."""
-    limits = replace(LIMITS, joint_min=(-1.0,), joint_max=(1.0,))
-    for dead in (False, True):
-        arm_ = Arm(limits)
-        arm_.begin()
-        arm_.step()
-        arm_.accept((1.0,), repeat=40)
-        arm_.run(0.3)
-        before, joints = arm_.state, Joints(np.zeros(1), arm_.now)
-        arm_.now += SECOND
-        assert not arm_.step(before if dead else arm_.state, joints=joints).linear.any() and arm_.session.running
-        arm_.step(before if dead else arm_.state, joints=Joints(np.zeros(1), arm_.now))
-        assert arm_.session.running != dead
-        assert not dead or arm_.session.guard.fault.reason is FaultReason.STATE
+@pytest.mark.parametrize("late", [0, 12, 1000])
+def test_after_a_pause_of_our_own_the_arm_is_looked_for_before_it_is_missed(late):
+    """Newer poses, and joints, wait behind the timer that was late, or their driver stood still as long, with the whole machine, and takes
+    some ticks to speak again."""
+    limits = replace(LIMITS, joint_min=(-1.0,), joint_max=(1.0,), max_state_age=0.2)
+    arm_ = Arm(limits)
+    arm_.begin()
+    arm_.step()
+    arm_.accept((1.0,), repeat=80)
+    arm_.run(0.3)
+    before, joints = arm_.state, Joints(np.zeros(1), arm_.now)
+    arm_.now += SECOND
+    paused = arm_.now
+    while arm_.session.running and arm_.now < paused + late * TICK:
+        assert not arm_.step(before, joints=joints).linear.any()
+    if late == 1000:
+        assert arm_.session.guard.fault.reason is FaultReason.STATE and arm_.now - paused == pytest.approx(SECOND // 5, abs=2 * TICK)
+    else:
+        arm_.run(0.02)
+        assert arm_.last.linear[0] > 0
+
+
+def test_one_pause_after_another_does_not_keep_an_old_pose_alive():
+    arm_ = Arm(period=6 * TICK)
+    arm_.begin()
+    arm_.step()
+    arm_.accept((1.0,), repeat=80)
+    old = arm_.state
+    while arm_.session.running:
+        assert not arm_.step(old).linear.any()
+    assert arm_.session.guard.fault.reason is FaultReason.STATE and arm_.now - old.stamp < SECOND // 2 + 3 * arm_.period
 
 
 def test_a_jump_of_the_clock_is_no_leap():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -60,6 +62,7 @@ class Misunderstanding:
     axes: np.ndarray = field(default_factory=lambda: np.eye(3))
     about: np.ndarray | None = None  # None: where the arm was measured first
     stamps: list[int] = field(default_factory=list)  # of the targets, ns
+    places: list[np.ndarray] = field(default_factory=list)  # of the targets, m
 
     def __post_init__(self) -> None:
         node = self.graph.node
@@ -76,6 +79,7 @@ class Misunderstanding:
         about = self.about if self.about is not None else self.start
         stamp, frame = stamp_to_ns(message.header.stamp), message.header.frame_id
         self.stamps.append(stamp)
+        self.places.append(position)
         self._out.publish(pose_to_msg(about + self.axes @ (position - about), orientation, stamp, frame))
 
     def check(self) -> None:
@@ -132,6 +136,28 @@ def test_how_far_the_arm_follows_behind_is_told(misunderstanding: Misunderstandi
     for written, words in ((result["lag"], "as its profile says"), (0.0, "write lag: 0.0")):
         wiggle.show({**result, "profile": "a", "frame": "world", "topics": ("target_pose",), "lag_of_profile": written})
         assert words in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_machine_that_stands_still_for_a_moment_loses_no_motion(misunderstanding: Misunderstanding):
+    """And in mid motion no target leaps."""
+    simulation, pauses = misunderstanding.graph.processes["simulation"].popen.pid, []
+
+    def check() -> None:
+        misunderstanding.check()
+        if len(pauses) < 3 and np.linalg.norm(misunderstanding.position - misunderstanding.start) > 0.005:
+            os.killpg(simulation, signal.SIGSTOP)
+            time.sleep(0.5)
+            os.killpg(simulation, signal.SIGCONT)
+            pauses.append(len(misunderstanding.places))
+
+    misunderstanding.places.clear()
+    with wiggle.wiggler(PARAMETERS, check=check) as arm:
+        arm.wait(10.0)
+        arm.begin()
+        result = wiggle.examine(arm, ("x",), None, QUIET)
+    assert result["error"] is None and [row["ok"] for row in result["motions"]] == [True, True] and len(pauses) == 3
+    steps = np.linalg.norm(np.diff(misunderstanding.places, axis=0), axis=1)
+    assert steps.max() < 0.012, "m; 0.02 is the whole motion"
 
 
 def test_an_arm_that_goes_too_far_is_stopped_and_nothing_more_is_tried(misunderstanding: Misunderstanding, monkeypatch: pytest.MonkeyPatch):

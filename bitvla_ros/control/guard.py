@@ -40,6 +40,7 @@ class Guard:
         self._last = _REST  # what went out last, and what a stop starts from
         self._from = _REST
         self._stopped = 0  # steps into the stop
+        self._pause = 0, 0  # the last one: when it ended, and how long it was, ns
         self.setpoints = SetpointChecks(limits)
 
     @property
@@ -121,12 +122,15 @@ class Guard:
         None and a fault where the measured pose will not do; then nothing may go out."""
         return self.setpoints.place(arm, steady, self._epoch or 0) if self.check_arm(now, arm) else None
 
-    def check_arm(self, now: int, arm: ArmState, pause: int = 0) -> bool:
-        """Whether the measured pose may be gone by. A fault where it may not.
+    def paused(self, now: int, length: int) -> None:
+        """Nobody has looked for `length` ns until now, as where the whole machine stood still. What is measured does not age in it: newer
+        poses wait to be taken, or their driver stood still too. Only the last pause counts."""
+        self._pause = now, length
 
-        pause: ns before now in which nobody looked: a newer pose may have come and wait to be taken. The next call will tell."""
+    def check_arm(self, now: int, arm: ArmState) -> bool:
+        """Whether the measured pose may be gone by. A fault where it may not."""
         try:
-            self._check_state(now, arm, pause)
+            self._check_state(now, arm)
         except Violation as violation:
             self.trip(violation.fault.reason, violation.fault.message)
             return False
@@ -143,19 +147,19 @@ class Guard:
         return command if bounded is offset else replace(command, action=np.append(bounded, command.action[6:]))
 
     def check_setpoint(
-        self, now: int, setpoint: Setpoint, arm: ArmState, joints: Joints | None = None, steady: int | None = None, pause: int = 0
+        self, now: int, setpoint: Setpoint, arm: ArmState, joints: Joints | None = None, steady: int | None = None
     ) -> Setpoint | None:
         """The setpoint itself where it is allowed, else the next of a stop: deceleration to a hold.
 
-        joints: as `Limits.joint_min` has them; None: unknown. steady: None: `now` serves as the steady clock. pause: as in
-        `check_arm`. None where nothing has gone out yet that could be stopped: then nothing may."""
+        joints: as `Limits.joint_min` has them; None: unknown. steady: None: `now` serves as the steady clock. Returns
+        None where nothing has gone out yet that could be stopped: then nothing may."""
         steady = now if steady is None else steady
         if self.stopping or setpoint.epoch != self._epoch:
             return self.stop_setpoint(steady, setpoint.epoch)
         try:
-            self._check_state(now, arm, pause)
+            self._check_state(now, arm)
             if joints is not None and self.limits.joint_min:
-                self._check_age(now, joints.stamp, pause, "the measured joints are")
+                self._check_age(now, joints.stamp, "the measured joints are")
             if self.setpoints.last is None:
                 self.setpoints.place(arm, steady - round(1e9 / self._hz), setpoint.epoch)
             self.setpoints.check(setpoint, arm, None if joints is None else joints.positions, steady)
@@ -192,17 +196,18 @@ class Guard:
         self._stay_inside(arm, translation)
         return Command(np.concatenate([translation, rotation, action[6:]]).astype(np.float32), False, command.epoch)
 
-    def _check_state(self, now: int, arm: ArmState, pause: int = 0) -> None:
+    def _check_state(self, now: int, arm: ArmState) -> None:
         position, orientation = arm.position.tolist(), arm.orientation.tolist()
         if not all(map(math.isfinite, position + orientation)):
             raise Violation(FaultReason.STATE, "the measured pose is not finite")
         length = math.hypot(*orientation)
         if abs(length - 1) > _UNIT_TOLERANCE:
             raise Violation(FaultReason.STATE, f"the measured orientation is a quaternion of length {length:g}; expected 1")
-        self._check_age(now, arm.stamp, pause, "the measured pose is")
+        self._check_age(now, arm.stamp, "the measured pose is")
 
-    def _check_age(self, now: int, stamp: int, pause: int, what: str) -> None:
-        age = (now - stamp - min(pause, max(now - stamp, 0))) / 1e9
+    def _check_age(self, now: int, stamp: int, what: str) -> None:
+        end, length = self._pause
+        age = (now - stamp - max(min(length, end - stamp), 0)) / 1e9
         if abs(age) > self.limits.max_state_age:
             raise Violation(FaultReason.STATE, f"{what} {age:.3f} s old; the limit is {self.limits.max_state_age:g} s")
 

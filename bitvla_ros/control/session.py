@@ -179,8 +179,10 @@ class Session:
         return setpoint
 
     def _follow(self, now: int, arm: ArmState, joints: Joints | None, steady: int, elapsed: int) -> Setpoint | None:
-        pause = elapsed if elapsed > self.config.player.step_duration else 0
-        seen = self.guard.check_arm(now, arm, pause)
+        pause = elapsed > self.config.player.step_duration
+        if pause:
+            self.guard.paused(now, elapsed)
+        seen = self.guard.check_arm(now, arm)
         if seen and (self.shadow or self.fade):
             here = arm if self.shadow else self._faded(arm, elapsed)
             self.motion.rebase(here)
@@ -190,9 +192,9 @@ class Session:
             return None  # lockstep alone
         command = self.guard.check_offset(asked)
         self.blind = now - arm.stamp > self.config.limits.unseen * 1e9
-        rest = command.hold or self.blind or pause > 0
+        rest = command.hold or self.blind or pause
         wanted = self.motion.step(None if rest else command.action, elapsed / 1e9, self.player.began, arm if seen else None)
-        setpoint = self.guard.check_setpoint(now, replace(wanted, epoch=self.epoch), arm, joints, steady, pause)
+        setpoint = self.guard.check_setpoint(now, replace(wanted, epoch=self.epoch), arm, joints, steady)
         if self.guard.fault is not None:
             self._notice()
             self._stopping = setpoint is not None and not setpoint.hold

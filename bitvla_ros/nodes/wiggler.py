@@ -28,6 +28,7 @@ from .qos import SENSOR
 PARAMETERS = (*sinks.PARAMETERS, *(parameter for parameter in inputs.PARAMETERS if parameter.name.startswith("gripper_")))
 
 _NEWS = 0.3  # s: while the arm moves, its pose may not be older
+_PAUSE = 0.1  # s: if nothing was done for longer, as where the machine stood still, the motion goes on from where it was
 _STAY = 0.01, 0.05  # m, rad: so far an arm may go that is told to stay
 _FAR = 0.05, 0.25  # m, rad: so far from its start a motion is broken off
 _REST = 3e-4, 2e-3  # m, rad: so far the pose of an arm at rest may wander in _WINDOW
@@ -75,6 +76,7 @@ class Wiggler:
         self._following = Following(_WAY)
         self._period = 1.0 / p.sink_rate
         self._due = 0.0
+        self._resumed = 0.0  # when the last pause ended, of the monotonic clock
 
     @property
     def frame(self) -> str:
@@ -172,10 +174,12 @@ class Wiggler:
             self._spin(self._period)
 
     def _play(self, path: Callable[[float], Pose], watch: Callable[[], None]) -> None:
-        begin, self._due = self._time(), time.monotonic()
-        while (elapsed := self._time() - begin) < DURATION:
+        elapsed, last, self._due = 0.0, self._time(), time.monotonic()
+        while elapsed < DURATION:
             self._send(path(elapsed))
             self._step(watch)
+            now = self._time()
+            elapsed, last = elapsed + min(now - last, _PAUSE), now
         self._rest(path(DURATION), watch)
 
     def _rest(self, pose: Pose, watch: Callable[[], None], least: float = _WINDOW) -> None:
@@ -226,11 +230,19 @@ class Wiggler:
 
     def _step(self, watch: Callable[[], None]) -> None:
         """Wait for the time of the next setpoint."""
-        self._due = max(self._due + self._period, time.monotonic())  # after a delay no setpoints are made up for
+        self._due = self._not_before(self._due + self._period)  # after a delay no setpoints are made up for
         self._spin(self._due - time.monotonic())
+        self._not_before(self._due)
         if not self._seen:
             raise WiggleError(f"no pose for {_NEWS} s while the arm moves: its driver is too slow, or gone")
         watch()
+
+    def _not_before(self, due: float) -> float:
+        """This time, or now where it is over. Long over: that was a pause, in which no pose could come."""
+        now = time.monotonic()
+        if now - due > _PAUSE:
+            self._resumed = now
+        return max(due, now)
 
     def _spin(self, seconds: float) -> None:
         until = time.monotonic() + seconds
@@ -257,11 +269,12 @@ class Wiggler:
 
     @property
     def _seen(self) -> bool:
-        return time.monotonic() - self._poses[-1][0] < _NEWS
+        return time.monotonic() - max(self._poses[-1][0], self._resumed) < _NEWS
 
     @property
     def _still(self) -> bool:
-        return not any(_beyond(_REST, *_change(pose, self.pose)) for _, pose in self._poses)
+        watched = self._poses[-1][0] - self._poses[0][0]  # s; little after a pause
+        return watched > _WINDOW / 2 and not any(_beyond(_REST, *_change(pose, self.pose)) for _, pose in self._poses)
 
     def _on_pose(self) -> None:
         position, orientation = self._arm.pose.position, self._arm.pose.orientation
