@@ -233,3 +233,16 @@ def test_after_a_clamp_the_ramp_starts_from_what_went_out():
 def test_a_lockstep_task_has_no_setpoints():
     with pytest.raises(RuntimeError, match="tick"):
         begun(lockstep=True).setpoint(START, arm(START), False, START)
+
+
+@pytest.mark.parametrize("pause", [1.0, 0.0])
+def test_a_pose_does_not_age_while_nobody_looks(pause):
+    """A tick that waited while the whole machine stood still bears an old pose; one that comes late for another reason does so too."""
+    session = begun(lockstep=False, limit=1000 * STEP)
+    session.accept(chunk(session, START), START, 0)
+    for k in range(3):
+        session.tick(START + k * STEP, arm(START + k * STEP), False, k * STEP)
+    pose, now = arm(START + 2 * STEP), START + 2 * STEP + SECOND
+    session.tick(now, pose, False, 2 * STEP + round(pause * SECOND))
+    assert session.running == (pause > 0)
+    assert session.running or session.guard.fault.reason is FaultReason.STATE

@@ -338,7 +338,7 @@ def test_after_a_pause_of_our_own_the_arm_is_looked_for_before_it_is_missed(late
 
 
 def test_one_pause_after_another_does_not_keep_an_old_pose_alive():
-    arm_ = Arm(period=6 * TICK)
+    arm_ = Arm(period=8 * TICK)
     arm_.begin()
     arm_.step()
     arm_.accept((1.0,), repeat=80)

@@ -40,6 +40,7 @@ class Guard:
         self._last = _REST  # what went out last, and what a stop starts from
         self._from = _REST
         self._stopped = 0  # steps into the stop
+        self._looked: int | None = None  # when the arm was looked at last, on the steady clock
         self._pause = 0, 0  # the last one: when it ended, and how long it was, ns
         self.setpoints = SetpointChecks(limits)
 
@@ -122,10 +123,13 @@ class Guard:
         None and a fault where the measured pose will not do; then nothing may go out."""
         return self.setpoints.place(arm, steady, self._epoch or 0) if self.check_arm(now, arm) else None
 
-    def paused(self, now: int, length: int) -> None:
-        """Nobody has looked for `length` ns until now, as where the whole machine stood still. What is measured does not age in it: newer
-        poses wait to be taken, or their driver stood still too. Only the last pause counts."""
-        self._pause = now, length
+    def looks(self, now: int, steady: int) -> None:
+        """Call whenever the arm is looked at. Where nobody has for longer than a control step and a half, as where the machine stood
+        still, what is measured does not age meanwhile: newer poses wait to be taken, or their driver stood still too. Only the last such
+        pause counts."""
+        if self._looked is not None and (steady - self._looked) * self._hz > 1.5e9:
+            self._pause = now, steady - self._looked
+        self._looked = steady
 
     def check_arm(self, now: int, arm: ArmState) -> bool:
         """Whether the measured pose may be gone by. A fault where it may not."""

@@ -120,6 +120,7 @@ class Session:
 
         success: the simulator, or whoever judges, says at this tick that the goal is reached; counts once a step was played.
         """
+        self.guard.looks(now, steady)
         if self.running:
             self._conclude(now, success)
         if not self.running:
@@ -149,6 +150,7 @@ class Session:
         for as long. So does a pose older than `Limits.unseen`: nobody leads an arm that he does not see."""
         if self.running and self.lockstep:
             raise RuntimeError("a lockstep task is answered by tick()")
+        self.guard.looks(now, steady)
         elapsed, self._steady, self.blind = steady - self._steady, steady, False
         if self.running:
             self._conclude(now, success)
@@ -180,8 +182,6 @@ class Session:
 
     def _follow(self, now: int, arm: ArmState, joints: Joints | None, steady: int, elapsed: int) -> Setpoint | None:
         pause = elapsed > self.config.player.step_duration
-        if pause:
-            self.guard.paused(now, elapsed)
         seen = self.guard.check_arm(now, arm)
         if seen and (self.shadow or self.fade):
             here = arm if self.shadow else self._faded(arm, elapsed)
