@@ -117,7 +117,8 @@ class ControllerNode(ManagedNode):
             return Status(WARN, found, values)
         if session.running and session.blind:
             limit = f"{1e3 * session.guard.limits.unseen:.0f} ms"
-            return Status(WARN, f"the arm's pose is late: from {limit} on the arm is not led any further", values)
+            why = "half of limits.max_state_age, or what limits.speed takes for half of limits.following_position"
+            return Status(WARN, f"the arm's pose is late: from {limit} on ({why}) the arm is not led any further", values)
         return Status(OK, "carrying out an instruction" if session.running else "ready", values)
 
     # Goals
