@@ -1,6 +1,7 @@
 """Put the findings of `bitvla prove` into docs/safety.md, with their pictures. They are kept in docs/proofs, the newest of each proof.
 
 make prove; .venv/bin/python scripts/write_safety.py outputs/prove
+Without a folder the page is only written anew, of what is kept.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ def main() -> None:
     before, begin, rest = page.read_text(encoding="utf-8").partition("<!-- figures: ")
     comment, _, rest = rest.partition("\n")
     _, end, after = rest.partition("<!-- end of figures -->")
-    keep(Path(sys.argv[1]))
+    for folder in sys.argv[1:]:
+        keep(Path(folder))
     page.write_text(f"{before}{begin}{comment}\n\n{figures()}\n{end}{after}", encoding="utf-8")
 
 

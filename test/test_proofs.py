@@ -291,13 +291,13 @@ def test_a_folder_keeps_findings_and_shows_all_of_them(tmp_path):
     rhythm = {"misses": 2, "jitter_ms": {"p99": 0.4}}
     rate = Promise("player_rate", 9, 0, 0.02, "% missed", 0.1, player={"rate_hz": 99.98, **rhythm, "arrival": rhythm})
     for finding in (fault, seam):
-        Measured(finding, "what it does", "trials", 0, 0.01).save(tmp_path)
+        Measured(finding, "what it does", "trials", 0, 0.01, "abc1234").save(tmp_path)
     for finding in (memory, fuzz, rate):  # another run, into the same folder
-        kept = Measured(finding, "what it does", "trials", 1, None)
+        kept = Measured(finding, "what it does", "trials", 1, None, "def5678+")
         kept.save(tmp_path)
         assert Measured.load(tmp_path / f"{finding.name}.json") == kept
     page = write_report(tmp_path, ("camera_loss", "seam", "lifecycle", "player_rate", "fuzz", "never_run")).read_text()
-    assert "| `camera_loss` | what it does | 3 | 2 | 300 | 420 | 420 | max 400 | 1 | 1.0% |" in page
+    assert "| `camera_loss` | what it does | 3 | 2 | 300 | 420 | 420 | max 400 | 1 | 1.0% | `abc1234` |" in page
     assert "`seam`" in page and "chunk.stale 3" in page and "the arm did not stop" in page and "seed 0, 1" in page
     assert "99.98 setpoints a second: 2 missed, jitter p99 0.40 ms" in page
     pictures = {line.rpartition("(")[2].rstrip(")") for line in page.splitlines() if line.startswith("![")}

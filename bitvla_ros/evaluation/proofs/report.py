@@ -21,13 +21,15 @@ _KINDS: dict[str, type[Finding]] = {"fault": Fault, "promise": Promise, "fuzz": 
 @dataclass(frozen=True)
 class Measured:
     """A finding, and how it came about. what: the proof in a line. unit: of its trials. seed: of what was drawn. date: of its end.
-    others_share: of the processors' time, taken by others meanwhile (machine.OtherLoad); None where unknown."""
+    others_share: of the processors' time, taken by others meanwhile (machine.OtherLoad); None where unknown. code: revision.revision()
+    when it began."""
 
     finding: Finding
     what: str
     unit: str
     seed: int
     others_share: float | None
+    code: str
     machine: str = field(default_factory=machine)
     date: str = field(default_factory=lambda: f"{datetime.now(timezone.utc):%Y-%m-%d}")
 
@@ -91,11 +93,12 @@ def conditions(measured: Sequence[Measured]) -> str:
     """Where and when."""
     machines, dates = (", ".join(sorted({getattr(entry, name) for entry in measured})) for name in ("machine", "date"))
     seeds = ", ".join(map(str, sorted({entry.seed for entry in measured})))
-    return f"{machines}; {dates}; seed {seeds}. Others: the share of the processors' time that went to anything else meanwhile."
+    others = "Others: the share of the processors' time that went to anything else meanwhile. Code: the commit"
+    return f"{machines}; {dates}; seed {seeds}. {others}."
 
 
-def _others(entry: Measured) -> str:
-    return "unknown" if entry.others_share is None else f"{entry.others_share:.1%}"
+def _circumstances(entry: Measured) -> tuple[str, str]:
+    return "unknown" if entry.others_share is None else f"{entry.others_share:.1%}", f"`{entry.code}`"
 
 
 def _write(path: Path, text: str) -> None:
@@ -105,7 +108,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def fault_table(measured: Sequence[Measured]) -> list[str]:
-    head = ("fault", "what", "trials", "stopped", "p50, ms", "p99, ms", "max, ms", "promised", "violations", "others")
+    head = ("fault", "what", "trials", "stopped", "p50, ms", "p99, ms", "max, ms", "promised", "violations", "others", "code")
     rows: list[tuple[Any, ...]] = [head]
     for entry in measured:
         fault = entry.finding
@@ -115,18 +118,18 @@ def fault_table(measured: Sequence[Measured]) -> list[str]:
         promised = [f"{name} {limit:.0f}" for name, limit in (("p99", fault.p99_ms), ("max", fault.max_ms)) if limit is not None]
         words = ", ".join(promised) or "plan's end + a step"
         counts = summary["trials"], summary["stopped"]
-        rows.append((f"`{fault.name}`", entry.what, *counts, *times, words, summary["violations"], _others(entry)))
+        rows.append((f"`{fault.name}`", entry.what, *counts, *times, words, summary["violations"], *_circumstances(entry)))
     return table(rows)
 
 
 def promise_table(measured: Sequence[Measured]) -> list[str]:
-    rows: list[tuple[Any, ...]] = [("promise", "what", "trials", "value", "target", "violations", "kept", "others")]
+    rows: list[tuple[Any, ...]] = [("promise", "what", "trials", "value", "target", "violations", "kept", "others", "code")]
     for entry in measured:
         promise = entry.finding
         assert isinstance(promise, Promise)
         trials, value = f"{promise.trials:,} {entry.unit}", f"{promise.value:g} {promise.unit}"
-        kept = "yes" if promise.met else "**no**"
-        rows.append((f"`{promise.name}`", entry.what, trials, value, f"{promise.target:g}", promise.violations, kept, _others(entry)))
+        kept = promise.violations, "yes" if promise.met else "**no**"
+        rows.append((f"`{promise.name}`", entry.what, trials, value, f"{promise.target:g}", *kept, *_circumstances(entry)))
     return table(rows)
 
 
@@ -138,8 +141,8 @@ def _rhythm(player: Mapping[str, Any]) -> str:
 def fuzz_table(entry: Measured) -> list[str]:
     fuzz = entry.finding
     assert isinstance(fuzz, Fuzz)
-    rows: list[tuple[Any, ...]] = [("messages", "crashes", "not finite", "beyond a limit", "others")]
-    rows.append((f"{fuzz.messages:,}", fuzz.crashes, fuzz.nonfinite_out, fuzz.outside, _others(entry)))
+    rows: list[tuple[Any, ...]] = [("messages", "crashes", "not finite", "beyond a limit", "others", "code")]
+    rows.append((f"{fuzz.messages:,}", fuzz.crashes, fuzz.nonfinite_out, fuzz.outside, *_circumstances(entry)))
     reasons = ", ".join(f"{name} {count:,}" for name, count in sorted(fuzz.refused.items(), key=lambda item: -item[1]))
     return [*table(rows), "", f"Refused: {reasons}."]
 

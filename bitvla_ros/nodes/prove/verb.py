@@ -128,6 +128,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from bitvla_ros.evaluation.machine import OtherLoad
     from bitvla_ros.evaluation.proofs.findings import result_of
     from bitvla_ros.evaluation.proofs.report import Measured, write_report
+    from bitvla_ros.evaluation.revision import revision
 
     from ..processes import NodeDied
     from ..recorder import GraphError
@@ -136,6 +137,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     names = list(dict.fromkeys(arguments.only or PROOFS))
     findings: list[Finding] = []
     broken: list[str] = []
+    code = revision()
     words = TextColumn("{task.description}"), TextColumn("{task.fields[unit]}")
     with Progress(words[0], BarColumn(28), MofNCompleteColumn(), words[1], TimeRemainingColumn(), console=console) as bars:
         for name in names:
@@ -152,7 +154,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
                 console.print(broken[-1], style="red", soft_wrap=True, markup=False)
                 continue
             findings.append(finding)
-            Measured(finding, proof.what, proof.unit, arguments.seed, load.share()).save(arguments.output)
+            Measured(finding, proof.what, proof.unit, arguments.seed, load.share(), code).save(arguments.output)
             if finding.problem:
                 console.print(finding.problem, style="yellow", soft_wrap=True, markup=False)
             write_report(arguments.output, tuple(PROOFS))  # after each: a long run may be broken off
