@@ -105,6 +105,26 @@ def test_the_pose_is_the_newest_that_tf_knows_and_the_joints_have_their_own_time
     assert tree.closed
 
 
+def test_a_fast_drivers_pose_is_taken_when_it_is_needed(graph: TestGraph) -> None:
+    """And not with each of its messages: one at 1 kHz would keep the controller from its setpoints."""
+    cell = Joints(graph, state_source="pose", joints=("",))
+    publisher = graph.node.create_publisher(PoseStamped, "end_effector_pose", SENSOR)
+    heard = graph.collect(PoseStamped, "end_effector_pose", SENSOR)
+    assert "nobody publishes end_effector_pose" in str(cell.arm.missing)
+
+    def publish(stamp: int) -> bool:
+        publisher.publish(pose_to_msg(np.zeros(3), np.array([0.0, 0.0, 0.0, 1.0]), stamp, "base"))
+        return bool(heard) and stamp_to_ns(heard[-1].header.stamp) == stamp
+
+    for number in range(1, 20):
+        graph.wait(lambda stamp=number * MS: publish(stamp), "a pose")
+    assert cell.arm.pose is None and cell.poses == 0
+    graph.wait(lambda: (publish(19 * MS), cell.arm.refresh(), cell.arm.pose)[-1], "the pose")
+    assert (cell.arm.pose.stamp, cell.arm.frame, cell.poses) == (19 * MS, "base", 1)
+    cell.close()
+    graph.node.destroy_publisher(publisher)
+
+
 def test_joints_that_do_not_come_are_missed(graph: TestGraph) -> None:
     """Where their limits are to be checked, nothing moves without them."""
     cell = Joints(graph, joints=("a", "elbow"))

@@ -17,7 +17,8 @@ from bitvla_ros.msg import SimulationState
 
 from .conversions import pose_from_msg, stamp_to_ns
 from .frames import Frames, NoTransform, TfFrames
-from .qos import COMMAND, LATCHED, SENSOR, state_qos
+from .polled import Polled
+from .qos import COMMAND, JOINTS, LATCHED, NEWEST, state_qos
 
 
 class Arm:
@@ -25,7 +26,8 @@ class Arm:
 
     pose: None before the first. frame: of the pose. joints: in the order of p.joints; None before the first, and where p names
     none. state: None before the first, and without a simulator. success: what was said last. stamp: when, ns.
-    on_pose(), on_state(): called after each. make_frames: with p.state_source "tf", where the pose is looked up.
+    on_pose(), on_state(): called after each; of an arm that is no simulator's, pose and joints are taken in `refresh`, as its driver may
+    be ten times as fast as we are. make_frames: with p.state_source "tf", where the pose is looked up.
     """
 
     def __init__(
@@ -47,10 +49,15 @@ class Arm:
         self._names = [name for name in p.joints if name]
         self._no_transform = "TF was not asked yet"
         self._frames = make_frames(node) if p.state_source == "tf" else None
-        self._poses = None if self._frames else self._subscribe(synchronised=False)
-        self._others = []
+        self._poses = None  # of a simulator, which may wait for the answer to each
+        self._polled: list[tuple[Polled, Callable[[Any], None]]] = []
         if self._names:
-            self._others.append(node.create_subscription(JointState, "joint_states", self._take_joints, SENSOR))
+            self._polled.append((Polled(node, JointState, "joint_states", JOINTS), self._take_joints))
+        if self._frames is None and self.simulator:
+            self._poses = self._subscribe(synchronised=False)
+        elif self._frames is None:
+            self._polled.append((Polled(node, PoseStamped, "end_effector_pose", NEWEST), self._take_pose))
+        self._others = []
         if self.simulator:
             self._others.append(node.create_subscription(SimulationState, "simulation_state", self._take_state, LATCHED))
         else:
@@ -81,7 +88,10 @@ class Arm:
         return self.lockstep and self.pose is not None and self.pose.stamp == self.stamp
 
     def refresh(self) -> None:
-        """With TF: take over the newest pose. Does not wait."""
+        """Take over the newest joints and, where no simulator moves the arm, the newest pose. Does not wait."""
+        for polled, take in self._polled:
+            for message in polled.take():
+                take(message)
         if self._frames is None:
             return
         try:
@@ -97,6 +107,8 @@ class Arm:
         for subscription in (self._poses, *self._others):
             if subscription is not None:
                 self._node.destroy_subscription(subscription)
+        for polled, _ in self._polled:
+            polled.close()
         if self._frames is not None:
             self._frames.close()
 

@@ -14,6 +14,11 @@ from rclpy.qos import (
 
 SENSOR = qos_profile_sensor_data
 
+# Sensor data that is asked for at our rate and not at the driver's. NEWEST: of one publisher. JOINTS: of several, none of which hides
+# another that is slower.
+NEWEST = QoSProfile(history=QoSHistoryPolicy.KEEP_LAST, depth=1, reliability=QoSReliabilityPolicy.BEST_EFFORT)
+JOINTS = QoSProfile(history=QoSHistoryPolicy.KEEP_LAST, depth=20, reliability=QoSReliabilityPolicy.BEST_EFFORT)
+
 # The last value counts and a late subscriber gets it: task, instruction, simulation_state, and every input in lockstep.
 LATCHED = QoSProfile(
     history=QoSHistoryPolicy.KEEP_LAST,
