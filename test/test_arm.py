@@ -59,7 +59,7 @@ class Joints:
 
         p = {"simulator": False, "state_source": "tf", "base_frame": "base", "ee_frame": "tip", "joints": ("a", "b"), **changes}
         self.graph, self.tree, self.poses = graph, Tree(), 0
-        self.arm = Arm(graph.node, SimpleNamespace(**p), self._count, lambda: None, lambda node: self.tree)
+        self.arm = Arm(graph.node, SimpleNamespace(**p), self._count, lambda: None, True, lambda node: self.tree)
         self._publisher = graph.node.create_publisher(JointState, "joint_states", SENSOR)
         self._heard = graph.collect(JointState, "joint_states", SENSOR)  # which matches after the arm's
 

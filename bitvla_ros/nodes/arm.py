@@ -26,8 +26,9 @@ class Arm:
 
     pose: None before the first. frame: of the pose. joints: in the order of p.joints; None before the first, and where p names
     none. state: None before the first, and without a simulator. success: what was said last. stamp: when, ns.
-    on_pose(), on_state(): called after each; of an arm that is no simulator's, pose and joints are taken in `refresh`, as its driver may
-    be ten times as fast as we are. make_frames: with p.state_source "tf", where the pose is looked up.
+    on_pose(), on_state(): called after each. polled: the pose is taken in `refresh`, as joints always are, since an arm's driver may be ten
+    times as fast as we are; else when it comes, as whoever answers a tick needs it. make_frames: with p.state_source "tf", where the pose
+    is looked up.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class Arm:
         p: SimpleNamespace,
         on_pose: Callable[[], None],
         on_state: Callable[[], None],
+        polled: bool = False,
         make_frames: Callable[[Node], Frames] = TfFrames,
     ) -> None:
         self.simulator: bool = p.simulator
@@ -49,14 +51,14 @@ class Arm:
         self._names = [name for name in p.joints if name]
         self._no_transform = "TF was not asked yet"
         self._frames = make_frames(node) if p.state_source == "tf" else None
-        self._poses = None  # of a simulator, which may wait for the answer to each
+        self._poses = None
         self._polled: list[tuple[Polled, Callable[[Any], None]]] = []
         if self._names:
             self._polled.append((Polled(node, JointState, "joint_states", JOINTS), self._take_joints))
-        if self._frames is None and self.simulator:
-            self._poses = self._subscribe(synchronised=False)
-        elif self._frames is None:
+        if self._frames is None and polled:
             self._polled.append((Polled(node, PoseStamped, "end_effector_pose", NEWEST), self._take_pose))
+        elif self._frames is None:
+            self._poses = self._subscribe(synchronised=False)
         self._others = []
         if self.simulator:
             self._others.append(node.create_subscription(SimulationState, "simulation_state", self._take_state, LATCHED))
@@ -88,7 +90,7 @@ class Arm:
         return self.lockstep and self.pose is not None and self.pose.stamp == self.stamp
 
     def refresh(self) -> None:
-        """Take over the newest joints and, where no simulator moves the arm, the newest pose. Does not wait."""
+        """Take over the newest joints and, where it is polled or TF's, the newest pose. Does not wait."""
         for polled, take in self._polled:
             for message in polled.take():
                 take(message)

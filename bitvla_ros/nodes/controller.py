@@ -69,9 +69,9 @@ class ControllerNode(ManagedNode):
         except UnsupportedEventTypeError as error:
             raise OSError("this RMW reports no liveliness, so a dead policy would go unseen: use rmw_fastrtps_cpp") from error
         self._entities += [lambda: self.destroy_subscription(chunks), self._policy.close]
-        self._arm = Arm(self, p, on_pose=self._on_pose, on_state=self._on_state)
-        self._entities.append(self._arm.close)
         output = Commands if p.sink_kind == sinks.SIMULATOR else Setpoints
+        self._arm = Arm(self, p, on_pose=self._on_pose, on_state=self._on_state, polled=output is Setpoints)
+        self._entities.append(self._arm.close)
         self._output = output(self, p, self._session, self._arm, self._report)
         self._entities.append(self._output.close)
         estop = EStop(self, self._on_estop)

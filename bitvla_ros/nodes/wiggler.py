@@ -65,7 +65,7 @@ class Wiggler:
         self.topics = sinks.sink_topics(node, p)
         self.has_gripper = p.gripper_kind != "none"
         self._node, self._executor, self._p, self._check = node, executor, p, check
-        self._arm = Arm(node, SimpleNamespace(**{**vars(p), "simulator": False}), self._on_pose, lambda: None)
+        self._arm = Arm(node, SimpleNamespace(**{**vars(p), "simulator": False}), self._on_pose, lambda: None, polled=True)
         self._poses: deque[tuple[float, Pose]] = deque()  # of the last _WINDOW, each with the time of its arrival
         self._fingers: float | None = None  # m between them
         self._joints = node.create_subscription(JointState, "joint_states", self._on_joints, SENSOR) if self.has_gripper else None
