@@ -24,6 +24,7 @@ from bitvla_ros.nodes.conversions import (
     stamp_to_ns,
 )
 from bitvla_ros.nodes.schedule import Schedule
+from bitvla_ros.policy.gate import Refused
 from bitvla_ros.policy.policy import PolicySpec
 
 pytestmark = [pytest.mark.ros, pytest.mark.timeout(180)]
@@ -67,26 +68,67 @@ def raw(graph) -> Robot:
 # ---- what is looked at
 
 
-def test_a_fast_driver_is_no_news_between_two_images(graph) -> None:
-    """One at 500 Hz would else wake the policy for each of its messages."""
-    robot, news = Robot(graph, cameras=("scene",)), []
-    values = {parameter.name: parameter.default for parameter in inputs.PARAMETERS}
-    spec = PolicySpec("test", ("scene",), 8, 20.0, False, "")
-    listening = inputs.Inputs(graph.node, SimpleNamespace(**values), spec, None, lambda: news.append(1), pytest.fail)
-    stamp = graph.wait(lambda: (robot.feed(), news)[1] and robot.fed[-1], "an observation")
-    observed = lambda: listening.observe(Schedule("")).stamp  # noqa: E731
-    graph.wait(lambda: observed() == stamp, "the last of it")
-    news.clear()
+class Listening:
+    """The inputs of a policy with one camera, which look when they are told to; `news` counts how often they asked to be."""
+
+    def __init__(self, graph: TestGraph) -> None:
+        values = {parameter.name: parameter.default for parameter in inputs.PARAMETERS}
+        spec = PolicySpec("test", ("scene",), 8, 20.0, False, "")
+        self.news: list[int] = []
+        self.inputs = inputs.Inputs(graph.node, SimpleNamespace(**values), spec, None, lambda: self.news.append(1), pytest.fail)
+
+    def observed(self) -> int:
+        """Stamp of an observation that is made now; 0: there is none."""
+        try:
+            return self.inputs.observe(Schedule("")).stamp
+        except Refused:
+            return 0
+
+
+@pytest.fixture
+def listening(graph) -> Iterator[tuple[Robot, Listening]]:
+    robot, listening = Robot(graph, cameras=("scene",)), Listening(graph)
+    graph.wait(lambda: (robot.feed(), listening.observed())[1], "an observation")
+    graph.wait(lambda: listening.observed() == robot.fed[-1], "the last one")
+    listening.news.clear()
+    yield robot, listening
+    listening.inputs.close()
+    for publisher in (*robot.images.values(), robot.pose, robot.joints):
+        graph.node.destroy_publisher(publisher)
+
+
+def test_a_fast_driver_is_no_news_between_two_images(listening) -> None:
+    """One at 1 kHz would else keep the executor busy, and wake the policy for each of its messages."""
+    robot, seen = listening
     for _ in range(40):
         robot.feed_pose(robot.now())
         robot.feed_joints(robot.now())
-        graph.spin(0.005)
-    assert not news and observed() == stamp
-    robot.feed_image("scene", robot.now())
-    robot.feed_pose(robot.now())
-    robot.feed_joints(robot.now())
-    graph.wait(lambda: news and observed() > stamp, "the next image")
-    listening.close()
+        robot.graph.spin(0.005)
+    assert not seen.news and seen.observed() == robot.fed[-1]
+
+
+def test_states_that_come_after_their_image_are_waited_for(listening) -> None:
+    robot, seen = listening
+    stamp = robot.now()
+    robot.feed_image("scene", stamp)
+    robot.graph.wait(lambda: seen.news, "the image")
+    assert seen.observed() == robot.fed[-1] and seen.inputs.behind
+    robot.feed_pose(stamp)
+    robot.feed_joints(stamp)
+    robot.graph.wait(lambda: seen.observed() == stamp, "the image's moment")
+    assert not seen.inputs.behind
+
+
+def test_states_that_wait_when_time_jumps_back_are_forgotten(listening) -> None:
+    robot, seen = listening
+    for _ in range(5):
+        robot.feed_pose(robot.now())
+        robot.feed_joints(robot.now())
+    robot.graph.spin(0.2)  # they have arrived
+    seen.inputs.jump()
+    assert seen.observed() == 0
+    past = iter(range(robot.now() - 10**10, robot.now(), STEP))
+    robot.graph.wait(lambda: (robot.feed(next(past)), seen.observed())[1], "an observation of the new time")
 
 
 # ---- what is answered

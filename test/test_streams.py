@@ -78,7 +78,7 @@ def test_the_moment_moves_with_the_stream_that_is_waited_for_and_not_with_every_
     streams.add_gripper(20, FINGERS)
     assert streams.moment() == 15
     streams.add_image("scene", 25, IMAGE)
-    assert (streams.moment(), streams.moment(pose=False)) == (16, 20)
+    assert (streams.moment(), streams.moment(("scene",)), streams.moment(())) == (16, 25, 0)
     streams.clear()
     assert streams.moment() == 0
 

@@ -18,11 +18,12 @@ from bitvla_ros.msg import SimulationState
 from ..policy.gate import Reason, Refused
 from ..policy.observation import Observation
 from ..policy.policy import PolicySpec
-from ..policy.streams import Streams
+from ..policy.streams import GRIPPER, POSE, PRIVILEGED, Streams
 from .conversions import ImageError, image_from_msg, pose_from_msg, privileged_from_msg, stamp_to_ns
 from .frames import Frames, NoTransform
 from .parameters import Parameter, ParameterError
-from .qos import LATCHED, state_qos
+from .polled import Polled
+from .qos import LATCHED, STATES, state_qos
 from .schedule import Schedule
 
 PARAMETERS = (
@@ -45,9 +46,9 @@ PARAMETERS = (
 class Inputs:
     """Keeps the newest inputs and makes observations of them.
 
-    Callbacks run on the executor's thread and only keep messages; images are decoded and transforms looked up in `observe`, on the
-    thread that needs them. on_news: there may be a new observation; not with every message of a fast driver. on_refusal: an input was
-    refused, or its message made no sense.
+    Callbacks run on the executor's thread and only keep messages; images are decoded, transforms looked up and, in realtime, the arm's
+    states taken in `observe`, on the thread that needs them: a driver at 1 kHz would keep the executor from everything else. on_news:
+    there may be a new observation. on_refusal: an input was refused, or its message made no sense.
     """
 
     def __init__(
@@ -65,7 +66,10 @@ class Inputs:
         self.frame = p.base_frame if frames else ""
         self._node, self._p, self._frames = node, p, frames
         self._on_news, self._on_refusal = on_news, on_refusal
-        self._moment = 0  # of the streams, when there was news last
+        self._cameras = spec.cameras
+        self._pushed = [*spec.cameras]  # streams that call back
+        self._moment = 0  # of these, when there was news last
+        self._jumped = False
         self._streams = Streams(spec.cameras, privileged=spec.privileged, branch=branch)
         qos = state_qos(p.synchronised)
         compressed = p.camera_transport == "compressed"
@@ -73,15 +77,24 @@ class Inputs:
         self._subscriptions = [
             self._subscribe(kind, f"camera/{role}/image_raw{suffix}", partial(self._take_image, role), qos) for role in spec.cameras
         ]
-        self._subscriptions.append(self._subscribe(JointState, "joint_states", self._take_joints, qos))
-        if frames is None:
-            self._subscriptions.append(self._subscribe(PoseStamped, "end_effector_pose", self._take_pose, qos))
+        states = [(GRIPPER, JointState, "joint_states", self._take_joints), (POSE, PoseStamped, "end_effector_pose", self._take_pose)]
+        polled = bool(spec.cameras) and not p.synchronised
+        self._polled: list[tuple[Polled, Callable[[Any], None]]] = []
+        for name, kind, topic, take in states if frames is None else states[:1]:
+            if polled:
+                self._polled.append((Polled(node, kind, topic, STATES), take))
+            else:
+                self._pushed.append(name)
+                self._subscriptions.append(self._subscribe(kind, topic, take, qos))
         if spec.privileged:
+            self._pushed.append(PRIVILEGED)
             self._subscriptions.append(self._subscribe(SimulationState, "simulation_state", self._take_truth, LATCHED))
 
     def close(self) -> None:
         for subscription in self._subscriptions:
             self._node.destroy_subscription(subscription)
+        for polled, _ in self._polled:
+            polled.close()
         if self._frames is not None:
             self._frames.close()
 
@@ -91,15 +104,28 @@ class Inputs:
 
     def jump(self) -> None:
         """Time has jumped back."""
+        self._jumped = True
         self.clear()
         if self._frames is not None:
             self._frames.clear()
+
+    @property
+    def behind(self) -> bool:
+        """The images are of a later moment than the arm's state, which may be on its way: look again soon."""
+        return bool(self._polled) and self._streams.moment() < self._streams.moment(self._cameras)
 
     def observe(self, schedule: Schedule) -> Observation | None:
         """The newest observation, its images still as messages (see `decode`); None in lockstep while a tick is incomplete.
 
         Raises Refused where a stream or a transform is missing.
         """
+        waiting = [(take, message) for polled, take in self._polled for message in polled.take()]
+        if self._jumped:  # what has waited is of before
+            self._jumped = False
+            self.clear()
+            waiting = []
+        for take, message in waiting:
+            self._accept(take, message)
         if self._frames is not None:
             try:
                 pose = self._frames.newest(self._p.base_frame, self._p.ee_frame)
@@ -123,16 +149,19 @@ class Inputs:
 
     def _subscribe(self, kind: Any, topic: str, take: Callable[[Any], None], qos: Any) -> Any:
         def callback(message: Any) -> None:
-            try:
-                take(message)
-            except Exception as error:  # from here it would end the node
-                self._on_refusal(error)
-            moment = self._streams.moment(pose=self._frames is None)  # TF is asked when it is needed
+            self._accept(take, message)
+            moment = self._streams.moment(self._pushed)
             if moment != self._moment:
                 self._moment = moment
                 self._on_news()
 
         return self._node.create_subscription(kind, topic, callback, qos)
+
+    def _accept(self, take: Callable[[Any], None], message: Any) -> None:
+        try:
+            take(message)
+        except Exception as error:  # from a callback it would end the node
+            self._on_refusal(error)
 
     def _take_image(self, role: str, message: Image | CompressedImage) -> None:
         self._streams.add_image(role, stamp_to_ns(message.header.stamp), message)

@@ -42,6 +42,7 @@ from .schedule import Schedule
 from .transports import Sender, chosen
 
 PATIENCE = 0.1  # s without news after which the inputs are looked at all the same: a camera that died is silent
+SOON = 0.005  # s after which they are looked at again where the images are of a later moment than the arm's state
 
 PARAMETERS = (
     *load.PARAMETERS,
@@ -180,20 +181,24 @@ class PolicyNode(ManagedNode):
     # ---- the inference thread
 
     def _work(self) -> None:
+        patience = PATIENCE
         while True:
             with self._wake:
                 if not self._news and not self._stopping:
-                    self._wake.wait(PATIENCE)
+                    self._wake.wait(patience)
                 self._news = False
                 if self._stopping:
                     return
                 schedule = self._schedule
+            patience = PATIENCE
             if schedule is None or not schedule.active:
                 continue
             try:
                 self._answer(schedule)
             except Exception as error:
                 self._refuse(error)
+            if self._inputs.behind:
+                patience = SOON
 
     def _answer(self, schedule: Schedule) -> None:
         """Publish a chunk if there is an observation that the task wants answered."""

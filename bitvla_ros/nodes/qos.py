@@ -12,12 +12,15 @@ from rclpy.qos import (
     qos_profile_sensor_data,
 )
 
+from bitvla_ros.policy.streams import STATES_KEPT
+
 SENSOR = qos_profile_sensor_data
 
 # Sensor data that is asked for at our rate and not at the driver's. NEWEST: of one publisher. JOINTS: of several, none of which hides
-# another that is slower.
+# another that is slower. STATES: all of them since the image before, one of which is of the image's moment.
 NEWEST = QoSProfile(history=QoSHistoryPolicy.KEEP_LAST, depth=1, reliability=QoSReliabilityPolicy.BEST_EFFORT)
 JOINTS = QoSProfile(history=QoSHistoryPolicy.KEEP_LAST, depth=20, reliability=QoSReliabilityPolicy.BEST_EFFORT)
+STATES = QoSProfile(history=QoSHistoryPolicy.KEEP_LAST, depth=STATES_KEPT, reliability=QoSReliabilityPolicy.BEST_EFFORT)
 
 # The last value counts and a late subscriber gets it: task, instruction, simulation_state, and every input in lockstep.
 LATCHED = QoSProfile(

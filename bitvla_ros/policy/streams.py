@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -95,10 +96,11 @@ class Streams:
             )
         return self._observation(newest, instruction, epoch)
 
-    def moment(self, *, pose: bool = True) -> int:
-        """Stamp of the newest moment of which every stream knows; 0 before there is one. pose: False leaves the pose out."""
+    def moment(self, names: Collection[str] | None = None) -> int:
+        """Stamp of the newest moment of which all of these streams know, None: every stream; 0 before there is one."""
         with self._lock:
-            return min(buffer[-1][0] if buffer else 0 for name, buffer in self._buffers.items() if pose or name != POSE)
+            buffers = self._buffers.values() if names is None else [self._buffers[name] for name in names]
+            return min((buffer[-1][0] if buffer else 0 for buffer in buffers), default=0)
 
     def at(self, stamp: int, instruction: str, epoch: int = 0) -> Observation | None:
         """Inputs that all bear precisely this stamp, or None as long as one of them has not come."""
