@@ -9,6 +9,9 @@ from . import simulated_arm
 LOCKSTEP, REALTIME, ARM = "lockstep", "realtime", "arm"
 MODES = (LOCKSTEP, REALTIME, ARM)
 
+# What renders and films beside a policy holds its process up for longer, now and then, than a robot's computer should.
+_PATIENT = {"limits.liveliness_grace": 0.1}
+
 
 class Parameters(NamedTuple):
     """policy: but for which policy it is."""
@@ -21,6 +24,6 @@ class Parameters(NamedTuple):
 def parameters(mode: str, suite: str) -> Parameters:
     """arm: see simulated_arm. Lockstep: the simulator waits for every answer, and its clock is the graph's."""
     if mode == ARM:
-        return Parameters(simulated_arm.simulation(suite), simulated_arm.controller(), simulated_arm.policy())
+        return Parameters(simulated_arm.simulation(suite), {**simulated_arm.controller(), **_PATIENT}, simulated_arm.policy())
     clock = {"use_sim_time": mode == LOCKSTEP}
-    return Parameters({"suite": suite, "mode": mode}, dict(clock), {**clock, "synchronised": mode == LOCKSTEP})
+    return Parameters({"suite": suite, "mode": mode}, {**clock, **_PATIENT}, {**clock, "synchronised": mode == LOCKSTEP})
