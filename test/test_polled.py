@@ -44,6 +44,9 @@ def test_the_newest_messages_wait_to_be_taken_once_and_nobody_wakes_for_them(gra
     taken = [message.data for message in polled.take()]
     assert taken[-1] == 30 and taken == sorted(taken) and len(taken) <= kept and (kept == 1 or taken[0] > 0)
     assert list(polled.take()) == []
+    arrive(31)
+    more = (arrive(number) for number in range(32, 100))
+    assert sum(1 for _ in zip(polled.take(), more, strict=False)) <= kept, "what comes while others are taken waits for the next time"
     publishers = graph.node.count_subscribers("fast")
     polled.close()
     graph.wait(lambda: graph.node.count_subscribers("fast") < publishers, "the end of the subscription")

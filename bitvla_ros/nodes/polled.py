@@ -17,13 +17,13 @@ class Polled:
     """Messages of a topic that wait to be taken; how many, and which go where they are too many, is the QoS's history."""
 
     def __init__(self, node: Node, kind: Any, topic: str, qos: QoSProfile) -> None:
-        self._node = node
+        self._node, self._most = node, qos.depth
         self._subscription = node.create_subscription(kind, topic, _never, qos, callback_group=_Unattended())
 
     def take(self) -> Iterator[Any]:
-        """What has come since the last time, the oldest first."""
+        """What has come since the last time, the oldest first; no more than the history holds, however fast they come."""
         subscription = self._subscription
-        while True:
+        for _ in range(self._most):
             with subscription.handle:
                 taken = subscription.handle.take_message(subscription.msg_type, subscription.raw)
             if taken is None:
