@@ -9,8 +9,8 @@ from . import simulated_arm
 LOCKSTEP, REALTIME, ARM = "lockstep", "realtime", "arm"
 MODES = (LOCKSTEP, REALTIME, ARM)
 
-# What renders and films beside a policy holds its process up for longer, now and then, than a robot's computer should.
-_PATIENT = {"limits.liveliness_grace": 0.1}
+# What renders and films beside policy and simulator holds their processes up for longer, now and then, than a robot's computer should.
+_PATIENT = {"limits.liveliness_grace": 0.1, "limits.max_state_age": 0.5}
 
 
 class Parameters(NamedTuple):
