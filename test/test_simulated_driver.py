@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
 from collections.abc import Callable
@@ -23,6 +24,8 @@ from bitvla_ros.nodes import simulated_driver
 from bitvla_ros.nodes.conversions import pose_from_msg, pose_to_msg, stamp_to_ns
 from bitvla_ros.nodes.parameters import ParameterError
 from bitvla_ros.nodes.qos import COMMAND, LATCHED, SENSOR
+from bitvla_ros.nodes.simulated_driver import SimulatedDriver
+from bitvla_ros.simulation import make
 from bitvla_ros.srv import ResetEpisode
 
 DOWN = np.array([1.0, 0.0, 0.0, 0.0])
@@ -161,3 +164,26 @@ def test_a_refused_interface_fails_configure(tmp_path):
         graph.start("simulation", "bitvla_ros.nodes.simulation", {"interface": "pose"})
         status = graph.wait(lambda: next((s for a in health for s in a.status if s.level == b"\x02"), None), "an error on /diagnostics")
         assert "set mode to 'realtime'" in status.message
+
+
+@pytest.mark.ros
+@pytest.mark.parametrize(("late", "made_up"), [(0.2, True), (1.0, False)])
+def test_an_arm_does_not_move_slower_where_its_simulator_is_held_up(tmp_path, monkeypatch: pytest.MonkeyPatch, late: float, made_up: bool):
+    """But what is too late is lost: nobody waits for an arm that makes up for seconds."""
+    now = 100.0
+    monkeypatch.setattr(simulated_driver.time, "monotonic", lambda: now)
+    places = []
+    with TestGraph(tmp_path) as graph, contextlib.closing(make("tabletop_object", cameras=())) as environment:
+        for times in (np.arange(0.01, late + 0.005, 0.01), [late]):
+            now = 100.0
+            seen = environment.reset(0, 0)
+            start = seen.position
+            with contextlib.closing(SimulatedDriver(graph.node, environment, "pose", 100.0)) as driver:
+                for passed in times:
+                    driver._take_pose(pose(start + [0.0, 0.3, 0.0], environment.frame))
+                    now = 100.0 + passed + 1e-6
+                    driver._since = now
+                    moved = driver.advance(seen)
+                    seen = moved[0]
+            places.append(seen.position)
+    assert (np.linalg.norm(places[1] - places[0]) < 0.003) == made_up
