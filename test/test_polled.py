@@ -25,7 +25,7 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestGraph]:
 
 @pytest.mark.parametrize(("qos", "kept"), [(NEWEST, 1), (JOINTS, 20)], ids=["newest", "joints"])
 def test_the_newest_messages_wait_to_be_taken_once_and_nobody_wakes_for_them(graph: TestGraph, qos, kept: int) -> None:
-    polled, publisher = Polled(graph.node, Int64, "fast", qos), graph.node.create_publisher(Int64, "fast", SENSOR)
+    polled, publisher = Polled(graph.node, Int64, "fast", pytest.fail, qos), graph.node.create_publisher(Int64, "fast", SENSOR)
     heard = graph.collect(Int64, "fast", SENSOR)  # by a callback; what it has heard has arrived
     assert list(polled.take()) == []
 

@@ -52,11 +52,11 @@ class Arm:
         self._no_transform = "TF was not asked yet"
         self._frames = make_frames(node) if p.state_source == "tf" else None
         self._poses = None
-        self._polled: list[tuple[Polled, Callable[[Any], None]]] = []
+        self._polled: list[Polled] = []
         if self._names:
-            self._polled.append((Polled(node, JointState, "joint_states", JOINTS), self._take_joints))
+            self._polled.append(Polled(node, JointState, "joint_states", self._take_joints, JOINTS))
         if self._frames is None and polled:
-            self._polled.append((Polled(node, PoseStamped, "end_effector_pose", NEWEST), self._take_pose))
+            self._polled.append(Polled(node, PoseStamped, "end_effector_pose", self._take_pose, NEWEST))
         elif self._frames is None:
             self._poses = self._subscribe(synchronised=False)
         self._others = []
@@ -91,9 +91,8 @@ class Arm:
 
     def refresh(self) -> None:
         """Take over the newest joints and, where it is polled or TF's, the newest pose. Does not wait."""
-        for polled, take in self._polled:
-            for message in polled.take():
-                take(message)
+        for polled in self._polled:
+            polled.deliver()
         if self._frames is None:
             return
         try:
@@ -109,7 +108,7 @@ class Arm:
         for subscription in (self._poses, *self._others):
             if subscription is not None:
                 self._node.destroy_subscription(subscription)
-        for polled, _ in self._polled:
+        for polled in self._polled:
             polled.close()
         if self._frames is not None:
             self._frames.close()

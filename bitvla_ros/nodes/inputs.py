@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -79,10 +80,10 @@ class Inputs:
         ]
         states = [(GRIPPER, JointState, "joint_states", self._take_joints), (POSE, PoseStamped, "end_effector_pose", self._take_pose)]
         polled = bool(spec.cameras) and not p.synchronised
-        self._polled: list[tuple[Polled, Callable[[Any], None]]] = []
+        self._polled: list[Polled] = []
         for name, kind, topic, take in states if frames is None else states[:1]:
             if polled:
-                self._polled.append((Polled(node, kind, topic, STATES), take))
+                self._polled.append(Polled(node, kind, topic, partial(self._accept, take), STATES))
             else:
                 self._pushed.append(name)
                 self._subscriptions.append(self._subscribe(kind, topic, take, qos))
@@ -93,7 +94,7 @@ class Inputs:
     def close(self) -> None:
         for subscription in self._subscriptions:
             self._node.destroy_subscription(subscription)
-        for polled, _ in self._polled:
+        for polled in self._polled:
             polled.close()
         if self._frames is not None:
             self._frames.close()
@@ -119,13 +120,14 @@ class Inputs:
 
         Raises Refused where a stream or a transform is missing.
         """
-        waiting = [(take, message) for polled, take in self._polled for message in polled.take()]
-        if self._jumped:  # what has waited is of before
-            self._jumped = False
+        jumped, self._jumped = self._jumped, False
+        for polled in self._polled:
+            if jumped:  # what has waited is of before
+                deque(polled.take(), maxlen=0)
+            else:
+                polled.deliver()
+        if jumped:
             self.clear()
-            waiting = []
-        for take, message in waiting:
-            self._accept(take, message)
         if self._frames is not None:
             try:
                 pose = self._frames.newest(self._p.base_frame, self._p.ee_frame)

@@ -1,11 +1,11 @@
-"""A subscription that is asked instead of calling back: of a driver at 1 kHz only what is needed is taken, when it is needed.
+"""A subscription that calls back when it is asked: of a driver at 1 kHz only what is needed is taken, when it is needed.
 
 A message that calls back costs rclpy's executor some 0.2 ms, whether anybody needed it or not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from rclpy.callback_groups import CallbackGroup
@@ -16,9 +16,14 @@ from rclpy.qos import QoSProfile
 class Polled:
     """Messages of a topic that wait to be taken; how many, and which go where they are too many, is the QoS's history."""
 
-    def __init__(self, node: Node, kind: Any, topic: str, qos: QoSProfile) -> None:
-        self._node, self._most = node, qos.depth
-        self._subscription = node.create_subscription(kind, topic, _never, qos, callback_group=_Unattended())
+    def __init__(self, node: Node, kind: Any, topic: str, callback: Callable[[Any], None], qos: QoSProfile) -> None:
+        self._node, self._callback, self._most = node, callback, qos.depth
+        self._subscription = node.create_subscription(kind, topic, callback, qos, callback_group=_Unattended())
+
+    def deliver(self) -> None:
+        """Call back with each message that waits."""
+        for message in self.take():
+            self._callback(message)
 
     def take(self) -> Iterator[Any]:
         """What has come since the last time, the oldest first; no more than the history holds, however fast they come."""
@@ -45,7 +50,3 @@ class _Unattended(CallbackGroup):
 
     def ending_execution(self, entity: Any) -> None:
         pass
-
-
-def _never(message: Any) -> None:
-    raise AssertionError("nobody attends to this subscription")
