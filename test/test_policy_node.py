@@ -71,8 +71,8 @@ def raw(graph) -> Robot:
 class Listening:
     """The inputs of a policy with one camera, which look when they are told to; `news` counts how often they asked to be."""
 
-    def __init__(self, graph: TestGraph) -> None:
-        values = {parameter.name: parameter.default for parameter in inputs.PARAMETERS}
+    def __init__(self, graph: TestGraph, **changes: object) -> None:
+        values = {parameter.name: parameter.default for parameter in inputs.PARAMETERS} | changes
         spec = PolicySpec("test", ("scene",), 8, 20.0, False, "")
         self.news: list[int] = []
         self.inputs = inputs.Inputs(graph.node, SimpleNamespace(**values), spec, None, lambda: self.news.append(1), pytest.fail)
@@ -129,6 +129,18 @@ def test_states_that_wait_when_time_jumps_back_are_forgotten(listening) -> None:
     assert seen.observed() == 0
     past = iter(range(robot.now() - 10**10, robot.now(), STEP))
     robot.graph.wait(lambda: (robot.feed(next(past)), seen.observed())[1], "an observation of the new time")
+
+
+def test_a_tick_that_comes_after_time_has_jumped_back_is_answered(graph) -> None:
+    """A simulator that waits for its answer sends it once."""
+    robot, seen = Robot(graph, cameras=("scene",), synchronised=True), Listening(graph, synchronised=True)
+    graph.wait(lambda: (robot.feed(), seen.observed())[1], "an observation")
+    graph.wait(lambda: seen.observed() == robot.fed[-1], "the last one")
+    seen.inputs.jump()
+    stamp = robot.feed(robot.now() - 10**10)
+    graph.wait(lambda: seen.inputs._streams.moment() == stamp, "the tick")
+    assert seen.observed() == stamp
+    seen.inputs.close()
 
 
 # ---- what is answered

@@ -105,7 +105,7 @@ class Inputs:
 
     def jump(self) -> None:
         """Time has jumped back."""
-        self._jumped = True
+        self._jumped = bool(self._polled)
         self.clear()
         if self._frames is not None:
             self._frames.clear()
