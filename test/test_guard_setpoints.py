@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from guards import NOW, SECOND, UPRIGHT, arm, guard
+from guards import NOW, SECOND, UPRIGHT, arm, guard, lose
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -36,9 +36,11 @@ def moving(
 
 
 def placed(position=(0.0, 0.0, 0.0), **limits: object) -> Guard:
-    """A guard whose last setpoint was a hold at this position, one tick before NOW."""
+    """A guard whose last setpoint was a hold at this position, one tick before NOW. Outside the workspace is where an arm drifted to."""
     made = guard(**{**ROBOT, **limits})
-    assert made.place(NOW - TICK, arm(position, NOW - TICK), NOW - TICK).hold
+    inside = np.clip(position, made.limits.workspace_min, made.limits.workspace_max)
+    assert made.place(NOW - TICK, arm(inside, NOW - TICK), NOW - TICK).hold
+    made.setpoints.rebase(arm(position))
     return made
 
 
@@ -175,13 +177,31 @@ def test_where_nothing_went_out_a_bad_pose_lets_nothing_out():
     assert unplaced.fault.reason is FaultReason.STATE and unplaced.stop_setpoint(NOW) is None
 
 
-def test_a_first_setpoint_counts_from_rest_where_the_arm_is():
+def test_no_setpoint_passes_before_the_arm_was_placed():
     checked = guard(**ROBOT)
-    good = moving((0.1, 0, 0), elapsed=0.05, start=(0.3, 0, 0))
-    assert checked.check_setpoint(NOW, good, arm((0.3, 0, 0))) is good
-    checked = guard(**ROBOT)
-    assert checked.check_setpoint(NOW, moving((0.1, 0, 0), elapsed=0.05), arm((0.05, 0, 0))).position[0] == 0.05
-    assert checked.fault.reason is FaultReason.STEP
+    with pytest.raises(RuntimeError, match="place"):
+        checked.check_setpoint(NOW, moving((0.01, 0, 0)), arm())
+
+
+@pytest.mark.parametrize("outside", [(0.51, 0, 0), (0, -0.51, 0), (0, 0, 0.6)])
+def test_a_pose_outside_the_workspace_is_no_first_setpoint(outside):
+    checked = guard(**ROBOT, workspace_min=(-0.5, -0.5, -0.5), workspace_max=(0.5, 0.5, 0.5))
+    assert checked.place(NOW, arm(outside), NOW) is None and checked.stop_setpoint(NOW) is None
+    assert checked.fault.reason is FaultReason.WORKSPACE and "move it inside" in checked.fault.message
+
+
+def test_an_arm_that_rests_a_little_outside_begins_at_the_edge():
+    checked = guard(**ROBOT, workspace_min=(-0.5, -0.5, -0.5), workspace_max=(0.5, 0.5, 0.5))
+    assert checked.place(NOW, arm((0.504, 0.1, -0.503)), NOW).position.tolist() == [0.5, 0.1, -0.5] and checked.fault is None
+
+
+def test_a_reset_without_a_fault_leaves_the_task_guarded():
+    checked = placed()
+    checked.reset()
+    good = moving((0.01, 0, 0))
+    assert checked.check_setpoint(NOW, good, arm()) is good and not checked.stopping
+    lose(checked)
+    assert checked.fault.reason is FaultReason.POLICY_LOST
 
 
 def test_an_arm_may_be_far_behind_for_a_moment_only():

@@ -6,78 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from virtual_arm import LIMITS, REPEATS, SECOND, START, STEP, TICK, UPRIGHT, Arm
 
-from bitvla_ros.control.command import ArmState, Joints, Setpoint
-from bitvla_ros.control.limits import FaultReason, Limits
-from bitvla_ros.control.player import PlayerConfig
-from bitvla_ros.control.rotation import turn_between, turned
+from bitvla_ros.control.command import ArmState, Joints
+from bitvla_ros.control.limits import FaultReason
 from bitvla_ros.control.session import ControlConfig, Outcome, Session
 from bitvla_ros.evaluation.proofs import seam
 from bitvla_ros.policy.chunk import ActionChunk
-
-STEP = 50_000_000
-SECOND = 1_000_000_000
-START = 100 * STEP
-UPRIGHT = np.array([0.0, 0.0, 0.0, 1.0])
-LIMITS = Limits(clamp=("offset",), speed=0.25, angular_speed=1.5, acceleration=3.0, angular_acceleration=15.0)
-TICK = 10_000_000
-
-
-class Arm:
-    """A session that plays into an arm which follows with a lag, at 100 Hz unless said otherwise; every step between setpoints is
-    checked against the limits, as whoever takes them would see it."""
-
-    def __init__(self, limits: Limits = LIMITS, lag: float = 0.03, period: int = TICK, motion: str = "spring") -> None:
-        self.session = Session(ControlConfig(PlayerConfig(), limits, motion))
-        self.limits, self.lag, self.period = limits, lag, period
-        self.now = START
-        self.position, self.orientation = np.array([0.4, 0.0, 0.3]), UPRIGHT
-        self.last: Setpoint | None = None
-        self._velocity = np.zeros(3), np.zeros(3)
-        self._time = 0
-
-    @property
-    def state(self) -> ArmState:
-        return ArmState(self.position, self.orientation, self.now)
-
-    def begin(self, limit: int = 1000 * SECOND) -> int:
-        return self.session.begin(self.now, limit, self.now, lockstep=False)
-
-    def accept(self, *rows: tuple[float, ...], age: int = 0, repeat: int = 1) -> None:
-        """A chunk of these offsets (gripper closed), of an observation `age` ns ago."""
-        actions = np.zeros((len(rows) * repeat, 7), np.float32)
-        for k in range(len(actions)):
-            actions[k, : len(rows[k // repeat])] = rows[k // repeat]
-        actions[:, 6] = 1
-        self.session.accept(ActionChunk(actions, self.now - age, STEP, epoch=self.session.epoch), self.now, self.now)
-
-    def step(self, seen: ArmState | None = None, *, success: bool = False, joints: Joints | None = None) -> Setpoint | None:
-        """seen: of the arm; None: where it is now."""
-        setpoint = self.session.setpoint(self.now, seen or self.state, success, self.now, joints)
-        if setpoint is not None:
-            self._check(setpoint)
-        if self.last is not None:
-            share = 1 - np.exp(-self.period / 1e9 / self.lag)
-            self.position = self.position + share * (self.last.position - self.position)
-            self.orientation = turned(self.orientation, share * turn_between(self.orientation, self.last.orientation))
-        self.now += self.period
-        return setpoint
-
-    def run(self, seconds: float) -> list[Setpoint | None]:
-        return [self.step() for _ in range(round(seconds * 1e9 / self.period))]
-
-    def _check(self, setpoint: Setpoint) -> None:
-        last, dt = self.last, (self.now - self._time) / 1e9
-        self.last, self._time = setpoint, self.now
-        if last is None or np.linalg.norm(last.position - self.position) > self.limits.following_position:
-            self._velocity = setpoint.linear, setpoint.angular
-            return
-        moved = (setpoint.position - last.position) / dt, turn_between(last.orientation, setpoint.orientation) / dt
-        caps = (self.limits.speed, self.limits.acceleration), (self.limits.angular_speed, self.limits.angular_acceleration)
-        for velocity, before, (speed, acceleration) in zip(moved, self._velocity, caps, strict=True):
-            assert np.linalg.norm(velocity) <= speed * (1 + 1e-6) + 1e-9
-            assert np.linalg.norm(velocity - before) <= acceleration * dt * (1 + 1e-6) + 1e-9
-        self._velocity = moved
 
 
 def test_the_first_setpoint_is_a_hold_where_the_arm_is_and_commands_no_gripper():
@@ -145,9 +80,11 @@ def test_a_cancel_stops_within_the_limits_and_then_nothing_is_said():
     assert arm_.session.stopping
     stop = arm_.run(0.5)
     said = [s for s in stop if s is not None]
-    assert said[-1].hold and not any(s.hold for s in said[:-1]) and not arm_.session.stopping
+    ramp, holds = said[: -1 - REPEATS], said[-1 - REPEATS :]
+    assert all(s.hold for s in holds) and not any(s.hold for s in ramp) and not arm_.session.stopping
+    assert len({s.position.tobytes() for s in holds}) == 1, "the hold is repeated, not moved"
     assert all(s.epoch == epoch and s.gripper == 1 for s in said)
-    assert len(said) == pytest.approx(0.25 / 3.0 / 0.01, abs=2)
+    assert len(ramp) == pytest.approx(0.25 / 3.0 / 0.01, abs=2)
     assert np.linalg.norm(said[-1].position - before.position) <= 0.25**2 / (2 * 3.0)
     assert stop[len(said) :] == [None] * (len(stop) - len(said))
 
@@ -175,7 +112,7 @@ def test_a_task_after_a_pause_begins_where_somebody_moved_the_arm_to():
     arm_.run(0.6)
     arm_.position, arm_.last = np.array([0.44, 0.05, 0.3]), None
     arm_.begin()
-    first = arm_.step()
+    first = next(s for s in arm_.run(0.4) if s is not None)
     assert first.hold and first.position.tolist() == [0.44, 0.05, 0.3] and first.gripper == 1, "the gripper keeps its command"
 
 

@@ -39,7 +39,9 @@ def test_the_expert_does_its_task_through_setpoints(limits, latency, player, mot
     environment = TabletopEnvironment("tabletop_object", cameras=())
     policy, seen = make_expert(environment), environment.reset(0, 1)
     session = Session(ControlConfig(PlayerConfig(**player), limits, motion))
-    now = start = SECOND
+    for now in range(SECOND, SECOND + 10 * TICK, TICK):  # the controller sees the arm before its task begins
+        assert session.setpoint(now, ArmState(seen.position, seen.orientation, now), False, now) is None
+    start = now
     session.begin(now, 100 * SECOND, now, lockstep=False)
     pending: tuple[int, ActionChunk] | None = None
     query, last, velocity, turning = now, None, np.zeros(3), np.zeros(3)

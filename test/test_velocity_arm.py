@@ -24,6 +24,10 @@ def drive(fade: float, gain: float, seconds: float = 24.0) -> tuple[Session, flo
     session.fade = fade
     now, farthest = 10**12, 0.0
     arm = ArmState(np.array([0.4, 0.0, 0.3]), np.array([1.0, 0.0, 0.0, 0.0]), now)
+    for _ in range(4):  # the controller sees the arm before its task begins
+        session.setpoint(now, arm, False, now)
+        now += PERIOD
+        arm = ArmState(arm.position, arm.orientation, now)
     session.begin(now, round(seconds * 2e9), now, lockstep=False)
     for k in range(round(seconds * 50)):
         if k % 10 == 0 and session.running:

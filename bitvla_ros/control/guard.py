@@ -15,14 +15,13 @@ from numpy.typing import NDArray
 
 from ..policy.chunk import ACTION_DIM
 from .command import ArmState, Command, Joints, Setpoint
-from .limits import Fault, FaultReason, Limits, Violation
+from .limits import UNIT_TOLERANCE, Fault, FaultReason, Limits, Violation
 from .player import decelerated
 from .setpoint_checks import SetpointChecks
 
 LOCKSTEP_GRACE = 1.0  # s without liveliness in lockstep, where the arm does not move while nobody infers
 
 _TOLERANCE = 1e-5  # relative; commands are float32
-_UNIT_TOLERANCE = 0.01  # of a measured quaternion's length
 _REST = np.zeros(ACTION_DIM, np.float32)
 
 
@@ -70,9 +69,9 @@ class Guard:
             self.fault = Fault(reason, message)
 
     def reset(self) -> None:
-        """Clear the fault. The task that it ended does not come back."""
-        self.fault = None
-        self._epoch = None
+        """Clear the fault. The task that it ended does not come back. Without a fault nothing changes: a task that runs stays guarded."""
+        if self.fault is not None:
+            self.fault = self._epoch = None
 
     @property
     def liveliness_grace(self) -> float:
@@ -121,7 +120,12 @@ class Guard:
     def place(self, now: int, arm: ArmState, steady: int) -> Setpoint | None:
         """The arm is at rest where it is measured, and setpoints go on from there: that first one, a hold.
         None and a fault where the measured pose will not do; then nothing may go out."""
-        return self.setpoints.place(arm, steady, self._epoch or 0) if self.check_arm(now, arm) else None
+        try:
+            self._check_state(now, arm)
+            return self.setpoints.place(arm, steady, self._epoch or 0)
+        except Violation as violation:
+            self.trip(violation.fault.reason, violation.fault.message)
+            return None
 
     def looks(self, now: int, steady: int) -> None:
         """Call whenever the arm is looked at. Where nobody has for longer than a control step and a half, as where the machine stood
@@ -164,8 +168,6 @@ class Guard:
             self._check_state(now, arm)
             if joints is not None and self.limits.joint_min:
                 self._check_age(now, joints.stamp, "the measured joints are")
-            if self.setpoints.last is None:
-                self.setpoints.place(arm, steady - round(1e9 / self._hz), setpoint.epoch)
             self.setpoints.check(setpoint, arm, None if joints is None else joints.positions, steady)
         except Violation as violation:
             self.trip(violation.fault.reason, violation.fault.message)
@@ -205,7 +207,7 @@ class Guard:
         if not all(map(math.isfinite, position + orientation)):
             raise Violation(FaultReason.STATE, "the measured pose is not finite")
         length = math.hypot(*orientation)
-        if abs(length - 1) > _UNIT_TOLERANCE:
+        if abs(length - 1) > UNIT_TOLERANCE:
             raise Violation(FaultReason.STATE, f"the measured orientation is a quaternion of length {length:g}; expected 1")
         self._check_age(now, arm.stamp, "the measured pose is")
 

@@ -11,6 +11,8 @@ from .motion import MotionConfig
 
 CLAMPS = ("offset", "speed", "angular_speed", "acceleration", "angular_acceleration")
 
+UNIT_TOLERANCE = 0.01  # of a measured quaternion's length
+
 _LEAD = 0.6  # of the following limits, from where offsets count at most: hard pushing gets beyond them, gentle touching does not
 
 
@@ -37,6 +39,7 @@ class FaultReason(str, Enum):
     TICK = "tick"
     ESTOP = "estop"
     SECOND_PUBLISHER = "second_publisher"
+    SECOND_POLICY = "second_policy"
 
 
 @dataclass(frozen=True)

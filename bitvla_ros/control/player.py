@@ -127,7 +127,12 @@ class Player:
     def begin(self, epoch: int, now: int, *, lockstep: bool) -> None:
         """A task begins: only chunks of `epoch` from observations not older than `now` are played from here on."""
         self._epoch, self._start, self._lockstep = epoch, now, lockstep
-        self._plans, self._from, self._since = [], self._last, None
+        self._plans = []
+        self.resume()
+
+    def resume(self) -> None:
+        """Go on from what was commanded last: since the task began, or its first chunk came, that may have been a stop."""
+        self._from, self._since = self._last, None
 
     def end(self) -> None:
         """The task is over: nothing is played until the next `begin`."""

@@ -14,23 +14,32 @@ import numpy as np
 
 from ..policy.chunk import ACTION_DIM, ActionChunk
 from .command import ArmState, Command, Joints, Setpoint
+from .continuity import PoseContinuity
 from .guard import Guard
 from .limits import FaultReason, Limits
 from .motion import Motion
 from .player import ChunkRefused, Player, PlayerConfig
 from .rotation import turn_between, turned
 
+_PLACING = 2_000_000_000  # ns that measured poses may contradict one another before a task's first setpoint
+
 
 @dataclass(frozen=True)
 class ControlConfig:
     """Player and guard for a simulator. Offsets beyond [-1, 1] are clipped, as robosuite's OSC controller clips its input.
 
-    motion: what an offset means to an arm that is given setpoints, of motion.MODELS. lag: s, by which that arm follows behind them."""
+    motion: what an offset means to an arm that is given setpoints, of motion.MODELS. lag: s, by which that arm follows behind them.
+    hold_repeats: how often the hold at the end of a stop is said again, because a setpoint may be lost on its way to the arm."""
 
     player: PlayerConfig = field(default_factory=PlayerConfig)
     limits: Limits = field(default_factory=lambda: Limits(clamp=("offset",)))
     motion: str = "spring"
     lag: float = 0.0
+    hold_repeats: int = 5
+
+    def __post_init__(self) -> None:
+        if self.hold_repeats < 0:
+            raise ValueError(f"hold_repeats is {self.hold_repeats}; it cannot be negative")
 
 
 class Outcome(IntEnum):
@@ -55,6 +64,7 @@ class Result:
 class Session:
     """Runs one task after another. Times are nanoseconds: `now` of ROS time, `steady` of the steady clock.
 
+    frame: of the setpoints that go out. blind: the last of them rests because the measured pose is late.
     shadow: somebody else moves the arm; setpoints say what the policy would do from where it is.
     fade: s in which a distance between setpoint and measured arm fades; 0: it stays. For an arm that is given velocities alone: the
         small errors of following them would add up, over a task, until the setpoint is far from the arm. One that does not follow at
@@ -63,12 +73,13 @@ class Session:
     def __init__(self, config: ControlConfig, frame: str = "", epoch: int = 0) -> None:
         """frame: of the commands; empty: not checked. epoch: the last one used; each task takes the next."""
         self.config = config
+        self.frame = frame
         self.player = Player(config.player, frame)
         self.guard = Guard(config.limits, config.player.control_hz)
         self.motion = Motion(config.limits.motion(config.motion, config.lag), config.player.control_hz)
         self.shadow = False
         self.fade = 0.0
-        self.blind = False  # the last setpoint rests because the measured pose is late
+        self.blind = False
         self.epoch = epoch
         self.running = False
         self.lockstep = False
@@ -77,9 +88,11 @@ class Session:
         self.chunks = 0
         self._start = self._end_at = self._newest = 0
         self._counted: ActionChunk | None = None
-        self._stopping = False  # the stop's ramp has not reached its hold
+        self._ramping = False  # of commands: the stop's ramp has not reached its hold
+        self._holds_left = 0  # of setpoints: how many holds have still to be given until the arm counts as stopped
         self._placed = False  # the task's setpoints have begun
-        self._steady = 0  # of the last setpoint
+        self._placing: int | None = None  # since when the task has waited for measured poses that agree
+        self._poses = PoseContinuity(config.limits)
 
     @property
     def replan_interval(self) -> int:
@@ -89,7 +102,9 @@ class Session:
         return (player.replan_steps or int(overlap)) * player.step_duration
 
     def begin(self, now: int, limit: int, steady: int, *, lockstep: bool) -> int:
-        """A task begins at `now` and may take `limit` ns. Returns its epoch. RuntimeError while another runs or a fault is latched."""
+        """A task begins at `now` and may take `limit` ns. Returns its epoch. RuntimeError while another runs or a fault is latched.
+
+        An arm that still moves for the task before goes on to its hold, or into this task, whatever happens to it."""
         if self.running:
             raise RuntimeError("a task is running: cancel it first")
         if self.guard.fault is not None:
@@ -100,7 +115,8 @@ class Session:
         self.running, self.lockstep, self.result = True, lockstep, None
         self.steps = self.chunks = 0
         self._start, self._end_at, self._newest = now, now + limit, now
-        self._placed = self._stopping = False
+        self._placed = self._ramping = False
+        self._placing = None
         return self.epoch
 
     def accept(self, chunk: ActionChunk, now: int, steady: int) -> None:
@@ -136,51 +152,86 @@ class Session:
         self.player.commanded(command)
         if self.guard.fault is not None:
             self._end(Outcome.FAULT, self.guard.fault.message)
-            self._stopping = not command.hold
+            self._ramping = not command.hold
         else:
             self.steps += 1
             self._count_chunk()
         return command
 
     def setpoint(self, now: int, arm: ArmState, success: bool, steady: int, joints: Joints | None = None) -> Setpoint | None:
-        """Realtime: the setpoint of this moment, at any rate not below the control rate. Without a task: those of the stop, the last
-        of them a hold, then None.
+        """Realtime: the setpoint of this moment, at any rate not below the control rate. None: there is nothing to say. Without a task:
+        those of the stop, the last of them a hold and its repetitions.
 
         joints: where known. success: as in `tick`. A pause of more than a control step brakes: whatever moves the arm has heard nothing
-        for as long. So does a pose older than `Limits.unseen`: nobody leads an arm that he does not see."""
+        for as long. So does a pose older than `Limits.unseen`: an arm that is not seen is not led."""
         if self.running and self.lockstep:
             raise RuntimeError("a lockstep task is answered by tick()")
         self.guard.looks(now, steady)
-        elapsed, self._steady, self.blind = steady - self._steady, steady, False
+        self._poses.observe(arm)
+        self.blind = False
         if self.running:
             self._conclude(now, success)
         if not self.running:
             self.player.watch(arm)
-            return self._next_setpoint_of_stop(steady)
+            return self.brake(steady)
         setpoint = None if self._placed else self._begin_motion(now, arm, steady)
         if self._placed and setpoint is None:
-            setpoint = self._follow(now, arm, joints, steady, max(elapsed, 0))
+            setpoint = self._follow(now, arm, joints, steady)
         if self.running:
             self.steps = max(self.steps, (now - self._start) // self.config.player.step_duration + 1)
             self._count_chunk()
         return setpoint
 
+    def brake(self, steady: int) -> Setpoint | None:
+        """The next setpoint of a stop, for which the arm need not be seen: deceleration to a hold, which is said again
+        `ControlConfig.hold_repeats` times. None: the stop is over."""
+        self._ramping = False  # of commands alone
+        setpoint = self.guard.stop_setpoint(steady, self.epoch) if self._holds_left else None
+        if setpoint is not None:
+            self._holds_left -= setpoint.hold
+            self.motion.resume(setpoint)
+            rest = np.zeros(ACTION_DIM, np.float32)
+            rest[6] = setpoint.gripper
+            self.player.commanded(Command(rest, setpoint.hold, self.epoch))
+        return setpoint
+
     def _begin_motion(self, now: int, arm: ArmState, steady: int) -> Setpoint | None:
-        """Go on from the task before, where the arm has not settled yet. Else the first setpoint: a hold where the arm is measured."""
+        """Go on from the task before, where the arm still moves or has not settled yet. Else the first setpoint: a hold where the arm is
+        measured."""
         self.player.watch(arm)
+        if not self.guard.check_arm(now, arm):
+            self._notice()
+            return self.brake(steady)
         setpoints = self.guard.setpoints
-        if setpoints.settling(arm, steady) and setpoints.last is not None:
-            self.motion.resume(setpoints.last)
-            self._placed = True
+        if setpoints.last is not None and (self._holds_left or setpoints.settling(steady)):
+            if self.frame != self.player.frame or not setpoints.follows(arm):
+                return self.brake(steady)  # and wait until the arm has settled, wherever that is
+            self._go_on(setpoints.last)
+            return None
+        if not (self.shadow or self._poses.agree):
+            self._wait_for_poses(arm, steady)
             return None
         setpoint = self.guard.place(now, arm, steady)
         self._notice()
         if setpoint is not None:
-            self.motion.resume(setpoint)
-            self._placed = True
+            self._go_on(setpoint)
         return setpoint
 
-    def _follow(self, now: int, arm: ArmState, joints: Joints | None, steady: int, elapsed: int) -> Setpoint | None:
+    def _go_on(self, setpoint: Setpoint) -> None:
+        """The task's setpoints go on from this one."""
+        self.motion.resume(setpoint)
+        self.player.resume()
+        self._placed, self.frame = True, self.player.frame
+        self._holds_left = 1 + self.config.hold_repeats
+
+    def _wait_for_poses(self, arm: ArmState, steady: int) -> None:
+        self._placing = steady if self._placing is None else self._placing
+        if steady - self._placing > _PLACING:
+            found = f"the measured poses have contradicted one another for {_PLACING / 1e9:g} s, the last at {arm.position.tolist()} m"
+            self.fault(FaultReason.STATE, f"{found}: does the arm move, or does more than one driver publish them?")
+
+    def _follow(self, now: int, arm: ArmState, joints: Joints | None, steady: int) -> Setpoint | None:
+        elapsed = max(steady - self.guard.setpoints.time, 0)
         pause = elapsed > self.config.player.step_duration
         seen = self.guard.check_arm(now, arm)
         if seen and (self.shadow or self.fade):
@@ -195,9 +246,7 @@ class Session:
         rest = command.hold or self.blind or pause
         wanted = self.motion.step(None if rest else command.action, elapsed / 1e9, self.player.began, arm if seen else None)
         setpoint = self.guard.check_setpoint(now, replace(wanted, epoch=self.epoch), arm, joints, steady)
-        if self.guard.fault is not None:
-            self._notice()
-            self._stopping = setpoint is not None and not setpoint.hold
+        self._notice()
         self.player.commanded(replace(command, hold=self.shadow or (setpoint is not None and setpoint.hold)))
         return setpoint
 
@@ -212,15 +261,16 @@ class Session:
 
     @property
     def stopping(self) -> bool:
-        """A stop has begun and its hold has not been commanded yet."""
-        return self._stopping
+        """A stop has begun, and its hold, or a repetition of it, has not been given yet."""
+        return self._ramping or (self._holds_left > 0 and not self.running)
 
     def cancel(self, reason: str, *, stop: bool = True) -> None:
         """Drop the task. When this returns no further command of its epoch is given but those that stop the arm.
-        stop: False gives not even those, because whoever waits for a command waits for another task's."""
+        stop: False gives not even those to whoever waits for a command, because that is for another task's; an arm that is given
+        setpoints is stopped all the same."""
         if self.running:
             self._end(Outcome.CANCELLED, reason)
-            self._stopping = stop
+            self._ramping = stop
 
     def fault(self, reason: FaultReason, message: str) -> None:
         """Stop, and latch."""
@@ -264,26 +314,12 @@ class Session:
         self.player.end()
         self.guard.end()
         # A lockstep simulator stands still where nobody answers; after success or the limit nobody does.
-        self._stopping = not (self.lockstep and outcome in (Outcome.SUCCESS, Outcome.TIME_LIMIT))
+        self._ramping = not (self.lockstep and outcome in (Outcome.SUCCESS, Outcome.TIME_LIMIT))
 
     def _next_of_stop(self) -> Command | None:
-        if not self._stopping:
+        if not self._ramping:
             return None
         command = self.guard.stop(self.epoch)
         self.player.commanded(command)
-        self._stopping = not command.hold
+        self._ramping = not command.hold
         return command
-
-    def _next_setpoint_of_stop(self, steady: int) -> Setpoint | None:
-        if not self._placed:  # nothing went out that could be stopped
-            self._stopping = False
-        if not self._stopping:
-            return None
-        setpoint = self.guard.stop_setpoint(steady, self.epoch)
-        self._stopping = setpoint is not None and not setpoint.hold
-        if setpoint is not None:
-            self.motion.resume(setpoint)
-            rest = np.zeros(ACTION_DIM, np.float32)
-            rest[6] = setpoint.gripper
-            self.player.commanded(Command(rest, setpoint.hold, self.epoch))
-        return setpoint

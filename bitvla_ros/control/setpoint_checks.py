@@ -22,34 +22,45 @@ _UNIT_TOLERANCE = 1e-6  # of a quaternion's length
 _JOINT_TOLERANCE = 0.002  # rad, of noise
 _SECOND = 1_000_000_000
 _SETTLING = _SECOND // 2  # after which an arm that was told to rest has come to rest
+_EDGE = 0.005  # m by which an arm at rest may be outside the workspace: its first setpoint is the nearest place inside
 _PATIENCE = 2 * _SECOND  # with an arm that stays further behind than half of the following limits
 
 
 class SetpointChecks:
-    """Remembers what went out. `last`: the last setpoint, None before the first."""
+    """Remembers what went out. last: the last setpoint, None before the first. time: of it, ns of the steady clock."""
 
     def __init__(self, limits: Limits) -> None:
         self.last: Setpoint | None = None
+        self.time = 0
         self._limits = limits
-        self._time = 0  # of the last setpoint, on the steady clock
         self._low, self._high = np.array(limits.workspace_min), np.array(limits.workspace_max)
         self._behind: int | None = None  # since when the arm has been further behind than half of the limits
         self._travel: deque[tuple[int, float]] = deque()  # of the gripper's command in the last second, by when
         self._allowed: NDArray[np.float64] | None = None  # how far into its margin a joint may be: as far as when the arm was placed
 
     def place(self, arm: ArmState, steady: int, epoch: int) -> Setpoint:
-        """The arm is at rest where it is measured. The gripper keeps its last command."""
+        """The arm is at rest where it is measured. The gripper keeps its last command. Raises Violation where that is outside the
+        workspace."""
+        position = np.clip(np.array(arm.position, np.float64), self._low, self._high)
+        if np.abs(position - arm.position).max() > _EDGE:
+            raise Violation(
+                FaultReason.WORKSPACE,
+                f"the arm is outside the workspace: it is measured at {np.round(arm.position, 3).tolist()} m, box {self._low.tolist()} to"
+                f" {self._high.tolist()}: move it inside by other means, or correct limits.workspace_min and limits.workspace_max",
+            )
         gripper = 0.0 if self.last is None else self.last.gripper
         rest = np.zeros(3)
-        self.last = Setpoint(np.array(arm.position, np.float64), turned(arm.orientation, rest), rest, rest, gripper, True, epoch)
-        self._time, self._allowed, self._behind = steady, None, None
+        self.last = Setpoint(position, turned(arm.orientation, rest), rest, rest, gripper, True, epoch)
+        self.time, self._allowed, self._behind = steady, None, None
         return self.last
 
-    def settling(self, arm: ArmState, steady: int) -> bool:
-        """The arm may still be on its way to the last setpoint: whoever goes on then, goes on from there, not from where it is now."""
-        if self.last is None or steady - self._time > _SETTLING:
-            return False
-        return max(self._following(self.last, arm)) <= 1
+    def settling(self, steady: int) -> bool:
+        """The arm may still be on its way to the last setpoint: whoever goes on now, goes on from there, not from where it is measured."""
+        return self.last is not None and steady - self.time <= _SETTLING
+
+    def follows(self, arm: ArmState) -> bool:
+        """The arm is no further from the last setpoint than the limits allow."""
+        return self.last is not None and max(self._following(self.last, arm)) <= 1
 
     def rebase(self, arm: ArmState) -> None:
         """Setpoints go on from where the arm is measured, at the velocity of before: for an arm that somebody else moves."""
@@ -60,9 +71,9 @@ class SetpointChecks:
         """The next setpoint of a stop. None where none has gone out."""
         if self.last is None:
             return None
-        elapsed = max(steady - self._time, 0) / _SECOND
+        elapsed = max(steady - self.time, 0) / _SECOND
         stop = braked(self.last, elapsed, self._limits.acceleration, self._limits.angular_acceleration)
-        self.last, self._time = replace(stop, epoch=epoch), steady
+        self.last, self.time = replace(stop, epoch=epoch), steady
         return self.last
 
     def check(self, setpoint: Setpoint, arm: ArmState, joints: Sequence[float] | NDArray[np.float64] | None, steady: int) -> None:
@@ -70,14 +81,14 @@ class SetpointChecks:
         last = self.last
         if last is None:
             raise RuntimeError("no setpoint to go on from: call place() first")
-        elapsed = max(steady - self._time, 0) / _SECOND
+        elapsed = max(steady - self.time, 0) / _SECOND
         self._check_form(setpoint)
         self._check_motion(setpoint, last, elapsed)
         self._check_following(setpoint, arm, steady)
         self._check_workspace(setpoint)
         self._check_gripper(setpoint, last, steady)
         self._check_joints(joints)
-        self.last, self._time = setpoint, steady
+        self.last, self.time = setpoint, steady
 
     def _check_form(self, setpoint: Setpoint) -> None:
         parts = (setpoint.position, setpoint.orientation, setpoint.linear, setpoint.angular)
