@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from bitvla_ros.control import motion
 from bitvla_ros.control.limits import Limits
 from bitvla_ros.control.player import decelerated
 from bitvla_ros.control.rotation import turned
+from bitvla_ros.control.session import ControlConfig
 from bitvla_ros.control.setpoint_checks import SetpointChecks
 from bitvla_ros.evaluation.proofs import seam
 from bitvla_ros.evaluation.proofs.findings import Fault, Fuzz, Promise, Samples, Trial, result_of
@@ -86,7 +88,7 @@ def test_setpoints_never_jump(short_segments):
 def test_a_motion_that_ignores_a_limit_is_found_out_by_the_guard(short_segments, monkeypatch):
     monkeypatch.setattr(motion, "shortened", lambda vector, length: vector)
     promise = seam.prove_seam(2400, seed=1, advance=nothing)
-    assert not promise.met and "guard" in promise.examples[0]
+    assert not promise.met and any("guard" in example for example in promise.examples)
 
 
 def test_and_without_a_guard_by_the_steps_themselves(short_segments, monkeypatch):
@@ -98,6 +100,7 @@ def test_and_without_a_guard_by_the_steps_themselves(short_segments, monkeypatch
 
 def test_a_task_that_begins_where_a_lagging_arm_is_measured_is_found_out(short_segments, monkeypatch):
     monkeypatch.setattr(SetpointChecks, "settling", lambda *_: False)
+    monkeypatch.setattr(seam, "ControlConfig", partial(ControlConfig, hold_repeats=0))
     assert not seam.prove_seam(6000, seed=1, advance=nothing).met
 
 
