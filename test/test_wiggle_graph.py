@@ -8,14 +8,18 @@ import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 pytest.importorskip("rclpy", reason="rclpy is not installed: pip install '.[ros]'")
 
-from geometry_msgs.msg import PoseStamped
+import rclpy
+from geometry_msgs.msg import PoseStamped, TwistStamped
 from graph import TestGraph
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.qos import QoSProfile
 from rich.console import Console
 from rosgraph_msgs.msg import Clock
@@ -172,6 +176,42 @@ def test_an_arm_that_goes_too_far_is_stopped_and_nothing_more_is_tried(misunders
     path = np.array([pose_from_msg(pose)[0] for pose in misunderstanding.poses[seen + 30 :]])
     assert np.ptp(path, axis=0).max() < 1e-3, "the arm stands still"
     assert np.linalg.norm(misunderstanding.position - misunderstanding.start) < 0.12  # the whole motion would have led 0.2 m away
+
+
+def test_an_arm_that_is_not_seen_any_more_is_told_to_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Twists: an arm without a time-out would go on with the last for ever."""
+    for module in (judging, wiggler):
+        monkeypatch.setattr(module, "DURATION", 2.0)
+    position, hidden = np.array([0.4, 0.0, 0.3]), False
+    with TestGraph(tmp_path) as graph:
+        twists = graph.collect(TwistStamped, "target_twist", QoSProfile(depth=1000))
+        pose = graph.node.create_publisher(PoseStamped, "end_effector_pose", SENSOR)
+        now = graph.node.get_clock().now
+
+        def tell() -> None:
+            if not hidden:
+                pose.publish(pose_to_msg(position, [1.0, 0.0, 0.0, 0.0], now().nanoseconds, "base"))
+
+        graph.node.create_timer(0.01, tell)
+        given = {"sink.kind": "twist_stamped", "sink.topic": "target_twist", "sink.frame": "base", "gripper.kind": "none"}
+        executor, node = SingleThreadedExecutor(context=graph.context), rclpy.create_node("wiggle", context=graph.context)
+        executor.add_node(node)
+        p = SimpleNamespace(**{q.name.replace(".", "_"): given.get(q.name, q.default) for q in wiggler.PARAMETERS})
+
+        def check() -> None:
+            nonlocal hidden
+            graph.executor.spin_once(timeout_sec=0)
+            hidden = hidden or bool(twists and twists[-1].twist.linear.x)  # when it begins to move
+
+        arm = wiggler.Wiggler(node, executor, p, check)
+        arm.wait(30.0)
+        arm.begin()
+        with pytest.raises(WiggleError, match="no pose"):
+            arm.perform(judging.MOTIONS[0])
+        assert twists[-1].twist.linear.x
+        arm.close()
+        graph.wait(lambda: not twists[-1].twist.linear.x, "the halt", 10.0)
+        node.destroy_node()
 
 
 def test_an_arm_that_does_not_stay_where_it_is_told_to_is_left_alone(misunderstanding: Misunderstanding):

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from types import SimpleNamespace
 
-from rclpy.duration import Duration
 from rclpy.node import Node
 
 from bitvla_ros.control.command import Command
@@ -14,7 +13,8 @@ from bitvla_ros.control.session import Session
 from bitvla_ros.msg import EndEffectorCommand
 
 from .arm import Arm
-from .conversions import command_to_msg
+from .conversions import command_to_msg, moment
+from .publishing import retire
 from .qos import COMMAND
 
 
@@ -46,6 +46,8 @@ class Commands:
 
     def step(self, now: int, steady: int, success: bool) -> None:
         """Realtime: one control step."""
+        if self._arm.missing is not None or self._arm.lockstep:
+            return
         command = self._session.tick(now, self._arm.pose, success, steady)
         if command is not None:
             self._publish(command, now)
@@ -56,17 +58,16 @@ class Commands:
     def disable(self) -> None:
         """Nothing: a simulator is always live."""
 
-    def finish(self, step: Callable[[], None]) -> None:
-        """The node is deactivated: the rest of the stop's ramp in one go, so that its hold is what stays. step: calls `step`."""
-        while not self._session.lockstep and self._session.stopping:
-            step()
-        self._publisher.wait_for_all_acked(Duration(nanoseconds=200_000_000))  # the process may end now
+    def finish(self) -> None:
+        """The node is deactivated: the rest of the stop's ramp in one go, so that its hold is what stays."""
+        while not self._session.lockstep and self._session.stopping and self._arm.missing is None:
+            self.step(*moment(self._node.get_clock()), success=False)
 
     def values(self) -> dict[str, object]:
         return {}
 
     def close(self) -> None:
-        self._node.destroy_publisher(self._publisher)
+        retire(self._node, self._publisher)
 
     def _publish(self, command: Command, stamp: int, tick: int = 0) -> None:
         self._publisher.publish(command_to_msg(command, stamp, self._session.player.frame, tick))

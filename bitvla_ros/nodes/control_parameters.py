@@ -28,6 +28,7 @@ PARAMETERS = (
     Parameter("fade_steps", _PLAYER.fade_steps, "Steps in which a new chunk is blended with what was commanded last", "", 0, 100),
     Parameter("ensemble", _PLAYER.ensemble, "Realtime: chunks that overlap are averaged, weighted exp(-ensemble i); 0: no", "", 0.0, 10.0),
     Parameter("ramp_steps", _PLAYER.ramp_steps, "Steps in which the arm comes to a hold, after a chunk and at a stop", "", 0, 100),
+    Parameter("hold_repeats", _DEFAULT.hold_repeats, "Setpoints: how often a stop's hold is repeated, as one may be lost", "", 0, 50),
     Parameter("motion", _DEFAULT.motion, "Setpoints: how an arm answers an offset (control/motion.py)", choices=MODELS),
     Parameter("lag", _DEFAULT.lag, "Setpoints: how far the arm follows behind them; they go ahead by as much", "s", 0.0, 0.5),
     Parameter("limits.metres_per_unit", _LIMITS.metres_per_unit, "Motion of a full-scale step, sustained", "m", 1e-6, 1.0),
@@ -60,6 +61,6 @@ def control_config(p: SimpleNamespace) -> ControlConfig:
     if limits["joint_min"] == limits["joint_max"] == (0.0,):
         limits["joint_min"] = limits["joint_max"] = ()
     try:
-        return ControlConfig(PlayerConfig(**player), Limits(**limits, ramp_steps=p.ramp_steps), p.motion, p.lag)
+        return ControlConfig(PlayerConfig(**player), Limits(**limits, ramp_steps=p.ramp_steps), p.motion, p.lag, p.hold_repeats)
     except ValueError as error:
         raise ParameterError(str(error)) from error

@@ -26,6 +26,7 @@ from . import control_parameters, sinks
 from .arm import Arm
 from .commands import Commands
 from .control_parameters import control_config
+from .controllers import Controllers
 from .conversions import ChunkError, chunk_from_msg, duration_to_ns, moment
 from .diagnostics import ERROR, OK, WARN, Status
 from .estop import EStop
@@ -34,7 +35,8 @@ from .goal import Goal
 from .lifecycle import ManagedNode, run
 from .liveliness import Liveliness
 from .parameters import ParameterError
-from .qos import CHUNK, LATCHED
+from .publishing import retire
+from .qos import CHUNK, TASK
 from .setpoints import Setpoints
 from .transports import chosen, udp_alone
 
@@ -60,8 +62,10 @@ class ControllerNode(ManagedNode):
         self._session = Session(control_config(p))
         self._refusals: Counter[str] = Counter()
         self._last_refusal = ""
-        self._task = self.create_publisher(Task, "task", LATCHED)
-        self._entities = [lambda: self.destroy_publisher(self._task)]
+        self._task = self.create_publisher(Task, "task", TASK)
+        self._entities = [lambda: retire(self, self._task)]
+        self._controllers = Controllers(self)
+        self._entities.append(self._controllers.close)
         self._policy = Liveliness(self, self._session, self._on_watch)
         events = SubscriptionEventCallbacks(liveliness=self._policy.on_event)
         try:
@@ -91,7 +95,7 @@ class ControllerNode(ManagedNode):
     def deactivate(self) -> None:
         self._stop("the controller was deactivated")
         if self._output is not None:
-            self._output.finish(self._on_control_step)
+            self._output.finish()
 
     def cleanup(self) -> None:
         while self._entities:
@@ -112,9 +116,10 @@ class ControllerNode(ManagedNode):
         }
         if fault is not None:
             return Status(ERROR, f"stopped: {fault.message}; call reset_fault to go on", values)
-        if self._policy.alive != 1:
-            found = f"{self._policy.alive} nodes publish action_chunk: stop all but one" if self._policy.alive else "no policy"
-            return Status(WARN, found, values)
+        if surplus := self._surplus:
+            return Status(WARN, surplus, values)
+        if not self._policy.alive:
+            return Status(WARN, "no policy", values)
         if session.running and session.blind:
             limit = f"{1e3 * session.guard.limits.unseen:.0f} ms"
             why = "half of limits.max_state_age, or what limits.speed takes for half of limits.following_position"
@@ -140,7 +145,7 @@ class ControllerNode(ManagedNode):
         self._stop("another goal took over")
         goal = self._goal = Goal(handle, self.executor)
         fault = self._session.guard.fault
-        refusal = self._output.refusal if fault is None else f"a fault is latched ({fault.message}): call reset_fault first"
+        refusal = f"a fault is latched ({fault.message}): call reset_fault first" if fault else self._output.refusal or self._surplus
         if handle.is_cancel_requested:
             self._stop("cancelled by the client")
         elif refusal is not None:
@@ -169,10 +174,15 @@ class ControllerNode(ManagedNode):
         self._begin_stop()
         self.diagnostics.publish()
 
+    @property
+    def _surplus(self) -> str | None:
+        """Which nodes there are too many of, and what to do."""
+        return self._controllers.refusal or self._policy.refusal
+
     def _missing(self) -> str | None:
         """What a goal still waits for before it can start."""
-        if self._output.refusal is not None:
-            return self._output.refusal
+        if refusal := self._output.refusal or self._surplus:
+            return refusal
         if self._arm.missing is not None:
             return self._arm.missing
         if self._policy.missing is not None:
@@ -270,8 +280,6 @@ class ControllerNode(ManagedNode):
         """Realtime: one control step, or one setpoint."""
         arm, goal = self._arm, self._goal
         arm.refresh()
-        if arm.missing is not None or arm.lockstep:
-            return
         self._output.step(*moment(self.get_clock()), goal is not None and arm.success and arm.stamp > goal.start)
         self._conclude()
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from rclpy.publisher import Publisher
 
+from bitvla_ros.control.limits import FaultReason
 from bitvla_ros.control.session import Session
 
 from .lifecycle import ManagedNode
@@ -35,7 +36,8 @@ class Pulse:
 
 
 class Liveliness:
-    """Tells the session when a publisher of chunks is lost, and has the node look again when the grace is over.
+    """Tells the session when the publisher of chunks is lost, or is no longer the only one, and has the node look again when the grace is
+    over.
 
     alive: publishers that live. losses: how often one was lost since configure.
     """
@@ -44,7 +46,6 @@ class Liveliness:
         self.alive = 0
         self.losses = 0
         self._node, self._session, self._watch = node, session, watch
-        self._needed = 1  # none may be lost during a task: a second publisher must not hide the death of the first
         self._timer: Any = None
         self._since = 0.0  # when DDS last reported a change; steady clock, s
 
@@ -57,20 +58,25 @@ class Liveliness:
             return f"the policy has not been alive for {SETTLE:g} s yet"
         return None
 
+    @property
+    def refusal(self) -> str | None:
+        """Why no goal may start now, and what to do."""
+        return f"{self.alive} nodes publish action_chunk: stop all but one" if self.alive > 1 else None
+
     def begin(self) -> None:
-        """A task begins with the publishers that are here."""
-        self._needed = self.alive
+        """A task begins with the publisher that is here."""
         self._session.policy_alive(True, time.monotonic_ns())
 
     def on_event(self, event: Any) -> None:
         """The subscription's liveliness has changed."""
         self.losses += event.not_alive_count_change > 0
         self.alive, self._since = event.alive_count, time.monotonic()
-        self._needed = max(1, self.alive, self._needed if self._session.running else 1)
-        alive = self.alive >= self._needed
-        self._session.policy_alive(alive, time.monotonic_ns())
+        self._session.policy_alive(self.alive > 0, time.monotonic_ns())
         self.close()
-        if not alive:
+        if self.refusal is not None and self._session.running:
+            self._session.fault(FaultReason.SECOND_POLICY, self.refusal)
+            self._watch()
+        if not self.alive:
             self._timer = self._node.steady_timer(self._session.guard.liveliness_grace + 0.001, self._on_timer)
 
     def close(self) -> None:

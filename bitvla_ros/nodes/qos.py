@@ -39,6 +39,16 @@ TICK = QoSProfile(
     durability=QoSDurabilityPolicy.TRANSIENT_LOCAL,
 )
 
+# The task, with the liveliness by which controllers see whether they are alone.
+TASK = QoSProfile(
+    history=QoSHistoryPolicy.KEEP_LAST,
+    depth=1,
+    reliability=QoSReliabilityPolicy.RELIABLE,
+    durability=QoSDurabilityPolicy.TRANSIENT_LOCAL,
+    liveliness=QoSLivelinessPolicy.AUTOMATIC,
+    liveliness_lease_duration=Duration(seconds=2),
+)
+
 LIVELINESS_LEASE = Duration(nanoseconds=60_000_000)
 
 

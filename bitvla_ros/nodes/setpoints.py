@@ -22,15 +22,17 @@ from bitvla_ros.control.session import Session
 from bitvla_ros.control.shadow import Disagreement
 
 from .arm import Arm
-from .conversions import pose_to_msg
+from .conversions import moment, pose_to_msg
 from .lifecycle import ManagedNode
 from .parameters import ParameterError
+from .publishing import retire
 from .qos import COMMAND
 from .sinks import ACCEPTANCE, Sink, check, make_sink, sink_topics
 
 DRY = "dry/"
 FADE = 2.0  # s in which errors of following velocities fade: with the default limits an arm that stands still is found from 0.05 m/s on
-PATIENCE = 2.0  # s that an arm has to come to rest before the node lets go of it
+PATIENCE = 4_000_000_000  # ns that an arm has to come to rest when the node ends; then it is told to hold at once
+LONG = 3600 * 10**9  # ns, in which any stop has ended
 
 
 class Setpoints:
@@ -81,16 +83,16 @@ class Setpoints:
         """Nothing: setpoints go out in time."""
 
     def step(self, now: int, steady: int, success: bool) -> None:
-        """One setpoint."""
+        """One setpoint. Of an arm that is not seen at all, that of a stop which has not ended."""
         pose, steps = self._arm.pose, self._session.steps
-        assert pose is not None
         self._count(steady)
-        # A simulated arm moves in its simulator's time, which may go slower than ours.
-        moved = now if self._node.get_clock().ros_time_is_active else steady
+        moved = self._moved(now, steady)
+        if pose is None:
+            self._send(self._session.brake(moved), now)
+            return
         setpoint = self._session.setpoint(now, pose, success, moved, self._arm.joints)
         self.blind += self._session.blind
-        if setpoint is not None:
-            self._send(setpoint, now)
+        self._send(setpoint, now)
         if self._shadow is not None:
             self._disagreement.observe(setpoint, pose)
         elif self._p.mode == "live":
@@ -110,12 +112,15 @@ class Setpoints:
             self._closing = self._sink is not None
             self._close_at_rest()
 
-    def finish(self, step: Callable[[], None]) -> None:
-        """The node is deactivated: play the stop in its own time, then disable. step: calls `step`."""
-        until = time.monotonic() + PATIENCE
-        while self._session.stopping and time.monotonic() < until:
+    def finish(self) -> None:
+        """The node is deactivated: play the stop in its own time, then disable. Nothing is received meanwhile, so /clock stands still."""
+        began = time.monotonic_ns()
+        now, steady = moment(self._node.get_clock())
+        moved = self._moved(now, steady)
+        while self._session.stopping:
             time.sleep(1.0 / self.rate)  # nothing else is to be done any more
-            step()
+            elapsed = time.monotonic_ns() - began
+            self._send(self._session.brake(moved + (elapsed if elapsed < PATIENCE else LONG)), now + elapsed)
         self.disable()
 
     def values(self) -> dict[str, object]:
@@ -138,11 +143,17 @@ class Setpoints:
     def close(self) -> None:
         self._node.destroy_service(self._service)
         if self._shadow is not None:
-            self._node.destroy_publisher(self._shadow)
+            retire(self._node, self._shadow)
         self._close_sink()
 
-    def _send(self, setpoint: Setpoint, now: int) -> None:
-        frame = self._session.player.frame
+    def _moved(self, now: int, steady: int) -> int:
+        """The time in which the arm moves: of a simulated one its simulator's, which may go slower than ours."""
+        return now if self._node.get_clock().ros_time_is_active else steady
+
+    def _send(self, setpoint: Setpoint | None, now: int) -> None:
+        frame = self._session.frame
+        if setpoint is None:
+            return
         if self._sink is not None:
             self._sink.send(setpoint, now, frame)
         elif self._shadow is not None:

@@ -29,6 +29,7 @@ PARAMETERS = (*sinks.PARAMETERS, *(parameter for parameter in inputs.PARAMETERS 
 
 _NEWS = 0.3  # s: while the arm moves, its pose may not be older
 _PAUSE = 0.1  # s: if nothing was done for longer, as where the machine stood still, the motion goes on from where it was
+_HALT = 0.3  # s for which an arm that is to stop is told so
 _STAY = 0.01, 0.05  # m, rad: so far an arm may go that is told to stay
 _FAR = 0.05, 0.25  # m, rad: so far from its start a motion is broken off
 _REST = 3e-4, 2e-3  # m, rad: so far the pose of an arm at rest may wander in _WINDOW
@@ -164,14 +165,16 @@ class Wiggler:
     # What moves it.
 
     def _halt(self) -> None:
-        """Ask no more of the arm than was asked last, without velocity. The measured pose is no target for one that misunderstands."""
+        """Ask no more of the arm than was asked last, without velocity. The measured pose is no target for one that misunderstands. An arm
+        that is not seen any more is stopped all the same."""
         if self._sent is None:
             return
         last, self._sent = self._sent[1], None
-        until = time.monotonic() + 0.3
-        while time.monotonic() < until and self._seen:
+        until = time.monotonic() + _HALT
+        while time.monotonic() < until:
             self._send(last)
-            self._spin(self._period)
+            with contextlib.suppress(Exception):  # why it is stopped is known; what else is wrong must not keep it from that
+                self._spin(self._period)
 
     def _play(self, path: Callable[[float], Pose], watch: Callable[[], None]) -> None:
         elapsed, last, self._due = 0.0, self._time(), time.monotonic()

@@ -35,7 +35,7 @@ class Sink(Protocol):
         """stamp: ns of ROS time, now. frame: of the setpoint."""
 
     def close(self) -> None:
-        """Stop publishing."""
+        """Stop publishing, once whoever listens has the last setpoint."""
 
 
 def sink_topics(node: Node, p: SimpleNamespace) -> tuple[str, ...]:

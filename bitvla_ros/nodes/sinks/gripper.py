@@ -13,6 +13,7 @@ from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64
 
 from ..missing import need
+from ..publishing import retire
 from ..qos import LATCHED
 
 RETRY = 1.0  # s
@@ -72,7 +73,7 @@ class TopicGripper(_Switch):
         self.topics = (self._publisher.topic_name,)
 
     def close(self) -> None:
-        self._node.destroy_publisher(self._publisher)
+        retire(self._node, self._publisher)
 
     def _command(self, position: float) -> bool:
         self._publisher.publish(Float64(data=float(position)))

@@ -13,6 +13,7 @@ from bitvla_ros.control.command import Setpoint
 from bitvla_ros.control.rotation import matrix
 
 from ..conversions import ns_to_stamp, pose_to_msg
+from ..publishing import retire
 from ..qos import COMMAND
 from .gripper import Gripper
 
@@ -34,7 +35,7 @@ class _Targets:
         self._gripper.send(setpoint.gripper)
 
     def close(self) -> None:
-        self._node.destroy_publisher(self._publisher)
+        retire(self._node, self._publisher)
         self._gripper.close()
 
     def _message(self, setpoint: Setpoint, stamp: int, frame: str) -> Any:
