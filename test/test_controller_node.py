@@ -25,7 +25,7 @@ from bitvla_ros.msg import ActionChunk as ActionChunkMsg
 from bitvla_ros.msg import EndEffectorCommand, SimulationState, Task
 from bitvla_ros.nodes.conversions import chunk_to_msg, stamp_to_ns
 from bitvla_ros.nodes.liveliness import SETTLE
-from bitvla_ros.nodes.qos import CHUNK, LATCHED
+from bitvla_ros.nodes.qos import CHUNK, COMMAND, LATCHED
 from bitvla_ros.policy.chunk import ActionChunk
 from bitvla_ros.srv import ResetEpisode
 
@@ -52,7 +52,7 @@ class World:
 
     def start_policy(self) -> None:
         parameters = {"policy": "expert", "suite": SUITE, "synchronised": self.mode == "lockstep"}
-        self.graph.start("policy", "bitvla_ros.nodes.policy", parameters)
+        self.graph.start("policy", "bitvla_ros.nodes.prove.subject", parameters)  # which passes other_chunk on
 
     def reset(self) -> ResetEpisode.Response:
         return self.graph.call(ResetEpisode, "reset_episode", ResetEpisode.Request(task=0, seed=next(self.seeds)))
@@ -166,7 +166,9 @@ def test_a_goal_sent_right_after_a_reset_starts_with_the_new_episode(world: Worl
 
 
 def test_chunks_that_nobody_asked_for_are_refused_and_change_nothing(world: World) -> None:
-    publisher = world.graph.node.create_publisher(ActionChunkMsg, "action_chunk", CHUNK)
+    """They come from the policy's own publisher: a second one would be a fault."""
+    publisher = world.graph.node.create_publisher(ActionChunkMsg, "other_chunk", COMMAND)
+    world.graph.wait(publisher.get_subscription_count, "the policy's subscription")
     handle = world.begin_and_pause()
     now, epoch = stamp_to_ns(world.states[-1].header.stamp), world.commands[-1].epoch
     ones = np.ones((8, 7), np.float32)

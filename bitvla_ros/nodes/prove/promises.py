@@ -19,7 +19,7 @@ from bitvla_ros.msg import ActionChunk
 
 from .. import simulated_arm
 from ..conversions import ns_to_stamp
-from ..qos import CHUNK, COMMAND
+from ..qos import COMMAND
 from ..recorder import GraphError
 from .faults import STEP
 from .lifecycle import GROWTH_LIMIT, largest_growth, resident
@@ -34,8 +34,9 @@ _EXAMPLES = 5
 def prove_old_epoch(trials: int, seed: int, logs: Path, advance: Advance) -> Promise:
     """Cancels in mid chunk. After the answer no command of the task comes but those of its stop, although another chunk of it does."""
     wrong: list[str] = []
-    with World(logs, np.random.default_rng(seed)) as world:
-        late = world.witness.create_publisher(ActionChunk, "action_chunk", CHUNK)
+    with World(logs, np.random.default_rng(seed), other_chunks=True) as world:
+        late = world.witness.create_publisher(ActionChunk, "other_chunk", COMMAND)
+        world.witness.wait(late.get_subscription_count, "subscription to other_chunk")
         for _ in range(trials):
             world.begin()
             witness = world.witness

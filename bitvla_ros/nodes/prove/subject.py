@@ -6,6 +6,7 @@ It is PolicyNode with another word only inside `infer`, so streams, gate, schedu
 --network each inference also runs that network on the same observation: its cost and latency, but the actions of the policy, so that
 an arm keeps to its task for hours whatever weights are at hand. The service ~/hang (std_srvs/SetBool) makes every inference wait, also
 the one that runs, until it is released; the answer's message is the time from which no chunk comes any more, ns of the steady clock.
+What comes on the topic other_chunk (bitvla_ros/ActionChunk) it publishes as its own.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ from typing import Any
 from rclpy.utilities import remove_ros_args
 from std_srvs.srv import SetBool
 
+from bitvla_ros.msg import ActionChunk as ActionChunkMsg
 from bitvla_ros.policy.chunk import ActionChunk
 from bitvla_ros.policy.observation import Observation
 from bitvla_ros.policy.policy import Policy
 
 from ..lifecycle import run
 from ..policy import PolicyNode
+from ..qos import COMMAND
 from ..transports import chosen
 
 
@@ -56,6 +59,7 @@ class SubjectNode(PolicyNode):
         self._free.set()
         super().__init__(**options)
         self.create_service(SetBool, "~/hang", self._on_hang)
+        self.create_subscription(ActionChunkMsg, "other_chunk", lambda chunk: self._publisher.publish(chunk), COMMAND)
 
     def load(self, p: SimpleNamespace) -> Policy:
         network = super().load(SimpleNamespace(**{**vars(p), "policy": "bitvla", "model": self._network})) if self._network else None

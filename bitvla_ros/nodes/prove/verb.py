@@ -53,6 +53,24 @@ def _promise(name: str) -> Run:
     return run
 
 
+def _last_setpoint(sink: str) -> Run:
+    def run(trials: int, seed: int, logs: Path, advance: Advance) -> Finding:
+        from .last_setpoint import prove_last_setpoint
+
+        return prove_last_setpoint(sink, trials, seed, logs, advance)
+
+    return run
+
+
+def _cell(name: str) -> Run:
+    def run(trials: int, seed: int, logs: Path, advance: Advance) -> Finding:
+        from . import last_setpoint
+
+        return getattr(last_setpoint, f"prove_{name}")(trials, seed, logs, advance)
+
+    return run
+
+
 def _lifecycle(trials: int, seed: int, logs: Path, advance: Advance) -> Finding:
     from .lifecycle import prove_lifecycle
 
@@ -69,6 +87,12 @@ def _stale(trials: int, seed: int, logs: Path, advance: Advance) -> Finding:
     from bitvla_ros.evaluation.proofs.stale import prove_stale
 
     return prove_stale(trials, seed, advance)
+
+
+def _session(trials: int, seed: int, logs: Path, advance: Advance) -> Finding:
+    from bitvla_ros.evaluation.proofs.session_fuzz import prove_session
+
+    return prove_session(trials, seed, advance)
 
 
 def _seam(trials: int, seed: int, logs: Path, advance: Advance) -> Finding:
@@ -91,9 +115,18 @@ PROOFS = {
     "instruction_change": Proof(100, "trials", "another instruction while a chunk is played", _fault("instruction_change")),
     "stale_refused": Proof(10_000, "faults", "stale, silent, frozen, zero, backward and future inputs, at streams and gate", _stale),
     "seam": Proof(1_000_000, "setpoints", "steps between successive setpoints, on a virtual clock with seeded latencies", _seam),
+    "session": Proof(1_000_000, "events", "goals, cancels, faults, resets, bad poses and more between setpoints, at 7 to 500 Hz", _session),
     "fuzz": Proof(1_000_000, "messages", "malformed messages through conversions, inputs, gate, player and guard", _fuzz),
     "old_epoch": Proof(1_000, "cancels", "commands of a task after its cancel was answered", _promise("old_epoch")),
     "second_publisher": Proof(30, "trials", "somebody else publishes on the arm's topic", _promise("second_publisher")),
+    "last_setpoint_pose": Proof(300, "stops", "the last pose that arrives after any kind of stop", _last_setpoint("pose")),
+    "last_setpoint_twist_stamped": Proof(300, "stops", "the last TwistStamped after any kind of stop", _last_setpoint("twist_stamped")),
+    "last_setpoint_twist": Proof(300, "stops", "the last Twist after any kind of stop", _last_setpoint("twist")),
+    "last_setpoint_servo": Proof(300, "stops", "the last TwistStamped to MoveIt Servo after any kind of stop", _last_setpoint("servo")),
+    "take_over": Proof(300, "trials", "a goal that takes over while the arm moves, and ends before its first setpoint", _cell("take_over")),
+    "first_pose": Proof(300, "trials", "poses that glitch when a task begins", _cell("first_pose")),
+    "second_policy": Proof(300, "trials", "a second node that publishes chunks", _cell("second_policy")),
+    "second_controller": Proof(300, "trials", "a second controller in the namespace", _cell("second_controller")),
     "guests": Proof(300, "guests", "other nodes that join while the arm moves, listen, and leave or are killed", _promise("guests")),
     "lifecycle": Proof(1_000, "loops", "configure, activate, deactivate, clean up", _lifecycle),
     "player_rate": Proof(600, "s", "setpoints at 100 Hz while a network infers on the same processors", _promise("player_rate")),

@@ -35,18 +35,26 @@ class World:
     """A context manager: on entering it, simulator (realtime), controller and policy start; each `begin` is a trial with a moving arm.
 
     The policy is the scripted expert. failing_cameras: it looks at images, which pass through prove.cameras. network: it also pays for
-    this network at every inference. live: the controller drives the arm by poses at 100 Hz, as it drives a real one.
-    random: draws initial states and moments.
+    this network at every inference. other_chunks: it publishes the witness's chunks as its own. live: the controller drives the arm by
+    poses at 100 Hz, as it drives a real one. random: draws initial states and moments.
     """
 
     def __init__(
-        self, logs: Path, random: np.random.Generator, *, failing_cameras: bool = False, network: str = "", live: bool = False
+        self,
+        logs: Path,
+        random: np.random.Generator,
+        *,
+        failing_cameras: bool = False,
+        network: str = "",
+        other_chunks: bool = False,
+        live: bool = False,
     ) -> None:
         self.graph = Graph(logs)
         self.random = random
         self.handle: Any = None  # of the goal
         self.epoch = self._guests = 0
         self._failing_cameras, self._network, self._live = failing_cameras, network, live
+        self._subject = failing_cameras or bool(network) or other_chunks
         self._instructions = tuple(plans(SUITE))
         self._seed = int(random.integers(1 << 20))
 
@@ -84,12 +92,10 @@ class World:
 
     def _start_policy(self) -> None:
         parameters = {"policy": "expert", "suite": SUITE}
-        if self._network:
-            self.graph.start("policy", "bitvla_ros.nodes.prove.subject", parameters, "--network", self._network, *CAMERAS)
-        elif self._failing_cameras:
-            self.graph.start("policy", "bitvla_ros.nodes.prove.subject", parameters, *CAMERAS)
-        else:
-            self.graph.start("policy", "bitvla_ros.nodes.policy", parameters)
+        network = ("--network", self._network) if self._network else ()
+        cameras = CAMERAS if self._network or self._failing_cameras else ()
+        module = "bitvla_ros.nodes.prove.subject" if self._subject else "bitvla_ros.nodes.policy"
+        self.graph.start("policy", module, parameters, *network, *cameras)
 
     # Trials
 
@@ -174,7 +180,6 @@ class World:
         """After its death: the next goal waits for the new one."""
         self.witness.forget("policy")
         self._start_policy()
-
 
     # Others
 
