@@ -16,12 +16,12 @@ from graph import TestGraph
 from lifecycle_msgs.msg import State, Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from rcl_interfaces.srv import SetParameters
-from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.parameter import Parameter as RosParameter
 from rclpy.qos import QoSLivelinessPolicy
 from robot import MODULE, START, Robot, recording
 
 from bitvla_ros.msg import ActionChunk as ActionChunkMsg
+from bitvla_ros.nodes.events import SubscriptionEventCallbacks
 from bitvla_ros.nodes.lifecycle import AUTOSTART
 from bitvla_ros.nodes.policy import PARAMETERS
 from bitvla_ros.nodes.qos import CHUNK, LIVELINESS_LEASE

@@ -49,7 +49,7 @@ def test_a_goal_is_sent_when_chunks_and_commands_would_be_heard(tmp_path: Path, 
             """The goal would be sent now."""
 
         def ask(*_: object) -> None:
-            known.append((recorder._chunks.get_publisher_count(), recorder._commands[0].get_publisher_count()))
+            known.append((recorder.count_publishers("action_chunk"), recorder.count_publishers("end_effector_command")))
             raise Asked
 
         publishers = [(ActionChunk, "action_chunk"), (EndEffectorCommand, "end_effector_command")]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
@@ -61,6 +61,7 @@ class Progress:
 
 
 OnProgress = Callable[[Progress, Episode], None]
+Entered = TypeVar("Entered", bound="Recorder")
 
 
 class Recorder(Node):
@@ -98,7 +99,7 @@ class Recorder(Node):
         self._executor.add_node(self)
         self._thread = threading.Thread(target=self._spin, daemon=True)
 
-    def __enter__(self) -> Recorder:
+    def __enter__(self: Entered) -> Entered:
         self._thread.start()
         return self
 
@@ -238,7 +239,9 @@ class Recorder(Node):
 
     @property
     def _hears_all(self) -> bool:
-        return self._chunks.get_publisher_count() > 0 and any(topic.get_publisher_count() for topic in self._commands)
+        """Discovery has found a publisher of both. Counted by the node: a subscription of Humble's does not count them."""
+        counts = [self.count_publishers(topic.topic_name) for topic in (self._chunks, *self._commands)]
+        return counts[0] > 0 and any(counts[1:])
 
     # Callbacks, in the spinning thread. They only keep what arrives.
 
