@@ -209,3 +209,16 @@ def test_missing_ros_package_says_what_brings_it(monkeypatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "tf2_ros", None)  # import fails as where it is not installed
     with pytest.raises(MissingPackage, match="sudo apt install ros-jazzy-tf2-ros-py"):
         need("tf2_ros")
+
+
+def test_a_ros_package_that_lacks_what_it_needs_is_not_called_missing(tmp_path, monkeypatch) -> None:
+    package = tmp_path / "some_ros_package"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "actions.py").write_text("import some_ros_package_needs\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(MissingPackage, match=r"some_ros_package\.actions is installed.* it needs some_ros_package_needs, which is missing"):
+        need("some_ros_package.actions")
+    for absent in ("some_ros_package.services", "another_ros_package.actions"):
+        with pytest.raises(MissingPackage, match=r"not installed.*sudo apt install"):
+            need(absent)

@@ -56,7 +56,9 @@ def test_of_our_simulator_nothing_is_wrong(tmp_path: Path, mode: str):
         graph.start("simulation", "bitvla_ros.nodes.simulation", {"mode": mode, "image_size": 64})
         graph.wait(lambda: states, "the first tick")
         report = doctor(graph, "--seconds", 1.5)
+        domain = graph.domain
     found = report["by"]
+    assert found["graph"]["found"].endswith(f"in ROS domain {domain}, discovery LOCALHOST")
     assert [check for check in report["checks"] if check["level"] == "fail" and not depends_on_speed(check["check"])] == []
     for name in ("camera scene", "camera wrist", "joint_states", "end_effector_pose", "simulation_state"):
         assert all(found[f"{name}: {part}"]["level"] == "ok" for part in ("topic", "QoS"))
@@ -64,6 +66,14 @@ def test_of_our_simulator_nothing_is_wrong(tmp_path: Path, mode: str):
     if mode == "lockstep":
         assert found["gate"]["found"].endswith("would be acted upon")
         assert {check["level"] for check in report["checks"]} <= {"ok", "skip"}
+
+
+def test_localhost_only_is_the_discovery_range_that_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with TestGraph(tmp_path) as graph:
+        monkeypatch.setenv("ROS_LOCALHOST_ONLY", "1")
+        monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "SUBNET")
+        found = doctor(graph, "--seconds", 0.5)["by"]["graph"]
+    assert found["found"].endswith("discovery LOCALHOST")
 
 
 def test_everything_that_is_wrong_on_a_robot_is_found_at_once(tmp_path: Path):

@@ -13,7 +13,7 @@ from rclpy.node import Node  # noqa: E402
 from rclpy.parameter import Parameter as RosParameter  # noqa: E402
 
 from bitvla_ros.nodes.parameters import Parameter, ParameterError, Parameters  # noqa: E402
-from bitvla_ros.nodes.processes import reserve_domain  # noqa: E402
+from bitvla_ros.nodes.processes import isolation, reserve_domain  # noqa: E402
 
 TABLE = (
     Parameter("rate", 20.0, "Control rate", unit="Hz", minimum=1, maximum=100),
@@ -26,8 +26,9 @@ TABLE = (
 
 @pytest.fixture
 def make(monkeypatch):
-    monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     domain, lock = reserve_domain()
+    for name, value in isolation(domain).items():
+        monkeypatch.setenv(name, value)
     context = Context()
     rclpy.init(context=context, domain_id=domain)
     nodes = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -56,6 +57,20 @@ def test_node_gets_parameters_and_an_isolated_domain(module, tmp_path: Path):
     assert "'--ros-args', '-p', \"suite:='tabletop_object'\", '-p', 'seed:=3', '-p', 'lockstep:=true'" in text
     assert f"{graph.domain} LOCALHOST" in text
     assert os.environ.get("ROS_DOMAIN_ID") == before
+
+
+@pytest.mark.parametrize("humble", [False, True])
+def test_a_graph_takes_no_discovery_of_its_surroundings(module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, humble: bool):
+    monkeypatch.setattr("bitvla_ros.nodes.processes.HUMBLE", humble)
+    surroundings = {"ROS_AUTOMATIC_DISCOVERY_RANGE": "OFF", "ROS_LOCALHOST_ONLY": "0" if humble else "1", "ROS_STATIC_PEERS": "192.0.2.1"}
+    for name, value in surroundings.items():
+        monkeypatch.setenv(name, value)
+    name = module("node_found", f"import json; print(json.dumps([os.environ[name] for name in {list(surroundings)}])); time.sleep(60)")
+    with Graph(tmp_path / "logs") as graph:
+        process = graph.start("simulation", name)
+        text = wait_for(lambda: process.log.read_text(), "its log")
+    assert json.loads(text) == ["LOCALHOST", "1" if humble else "", ""]
+    assert {name: os.environ[name] for name in surroundings} == surroundings
 
 
 def test_parameters_are_written_as_yaml():

@@ -244,11 +244,15 @@ def test_the_security_policy_allows_what_the_nodes_open_and_nothing_else(tmp_pat
         graph.wait(lambda: chunks in graph.node.get_node_names(), "the policy's second participant")
         graph.wait(lambda: "/action_chunk" in opened(graph.node, chunks)["topics publish"], "an active policy")
 
-        unopened = {"topics publish": {"/target_pose", "/dry/target_pose", "/dry/target_gripper"}}
+        describes = "/test/get_type_description" in opened(graph.node, "test")["services reply"]  # Humble's nodes do not
+        types = {name: set() if describes else {f"/{name}/get_type_description"} for name in ("controller", "policy")}
+        unopened = {"topics publish": {"/target_pose", "/dry/target_pose", "/dry/target_gripper"}, "services reply": types["controller"]}
         unopened["actions call"] = {"/franka_gripper/gripper_action"}  # live and dry mode open these
         check_permissions(opened(graph.node, "controller"), permissions("controller"), unopened)
-        cameras = {"topics subscribe": {"/camera/scene/image_raw", "/camera/wrist/image_raw"}}  # a recording has no need of them
-        check_permissions(opened(graph.node, "policy"), permissions("policy"), cameras)
+        cameras = {"/camera/scene/image_raw", "/camera/wrist/image_raw"}  # a recording has no need of them
+        check_permissions(
+            opened(graph.node, "policy"), permissions("policy"), {"topics subscribe": cameras, "services reply": types["policy"]}
+        )
         check_permissions(opened(graph.node, chunks), permissions(chunks), {})
 
 

@@ -16,17 +16,17 @@ pytest.importorskip("rclpy", reason="rclpy is not installed: pip install '.[ros]
 from diagnostic_msgs.msg import DiagnosticArray
 from graph import TestGraph
 
-from bitvla_ros.nodes.processes import isolation, reserve_domain
+from bitvla_ros.nodes.processes import LOCALHOST_ONLY, PEERS, RANGE, discovery_range, isolation, reserve_domain
 from bitvla_ros.nodes.transports import IMAGES, LOCALHOST, chosen, udp_alone
 
 ROOT = Path(__file__).resolve().parents[1]
-TRANSPORTS, PROFILES, RANGE = "FASTDDS_BUILTIN_TRANSPORTS", "FASTDDS_DEFAULT_PROFILES_FILE", "ROS_AUTOMATIC_DISCOVERY_RANGE"
+TRANSPORTS, PROFILES = "FASTDDS_BUILTIN_TRANSPORTS", "FASTDDS_DEFAULT_PROFILES_FILE"
 PORTS = re.compile(r"fast\w+_port\d+")  # of Fast DDS's shared memory, as files that a process has mapped
 
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (TRANSPORTS, PROFILES, "FASTRTPS_DEFAULT_PROFILES_FILE", RANGE, "ROS_STATIC_PEERS", "RMW_IMPLEMENTATION"):
+    for name in (TRANSPORTS, PROFILES, "FASTRTPS_DEFAULT_PROFILES_FILE", RANGE, LOCALHOST_ONLY, PEERS, "RMW_IMPLEMENTATION"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -41,6 +41,7 @@ def settings() -> tuple[str | None, str | None, str | None]:
     [
         ("SUBNET", ("SUBNET", None, "LARGE_DATA"), ("SUBNET", None, "UDPv4")),
         ("LOCALHOST", ("SYSTEM_DEFAULT", LOCALHOST, "SHM"), ("SYSTEM_DEFAULT", LOCALHOST, "NONE")),
+        ("localhost", ("SYSTEM_DEFAULT", LOCALHOST, "SHM"), ("SYSTEM_DEFAULT", LOCALHOST, "NONE")),
     ],
 )
 def test_each_participant_has_its_choice(
@@ -57,6 +58,35 @@ def test_each_participant_has_its_choice(
             assert settings() == alone
         assert settings() == main
     assert settings() == before
+
+
+@pytest.mark.parametrize("humble", [False, True])
+def test_localhost_only_is_the_range_localhost_in_every_release(monkeypatch: pytest.MonkeyPatch, humble: bool) -> None:
+    monkeypatch.setattr("bitvla_ros.nodes.processes.HUMBLE", humble)
+    monkeypatch.setenv(LOCALHOST_ONLY, "1")
+    monkeypatch.setenv(RANGE, "SUBNET")
+    with chosen():
+        assert settings() == ("SYSTEM_DEFAULT", LOCALHOST, "SHM") and LOCALHOST_ONLY not in os.environ
+        with udp_alone():
+            assert settings() == ("SYSTEM_DEFAULT", LOCALHOST, "NONE")
+    assert os.environ[LOCALHOST_ONLY] == "1"
+
+
+@pytest.mark.parametrize(
+    ("environment", "newer", "humble"),
+    [
+        ({}, "SUBNET", "SUBNET"),
+        ({RANGE: "LOCALHOST"}, "LOCALHOST", "SUBNET"),
+        ({RANGE: "OFF"}, "OFF", "SUBNET"),
+        ({RANGE: "anything else"}, "LOCALHOST", "SUBNET"),
+        ({RANGE: "SUBNET", LOCALHOST_ONLY: "1"}, "LOCALHOST", "LOCALHOST"),
+        ({RANGE: "SYSTEM_DEFAULT", LOCALHOST_ONLY: "0"}, "SYSTEM_DEFAULT", "SUBNET"),
+    ],
+)
+def test_the_range_that_a_process_takes(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], newer: str, humble: str) -> None:
+    for expected, is_humble in ((newer, False), (humble, True)):
+        monkeypatch.setattr("bitvla_ros.nodes.processes.HUMBLE", is_humble)
+        assert discovery_range(environment) == expected
 
 
 @pytest.mark.parametrize("name", [PROFILES, "ROS_STATIC_PEERS"])
@@ -78,7 +108,7 @@ def test_another_rmw_keeps_the_range(monkeypatch: pytest.MonkeyPatch, rmw: str, 
 SENDER = """
 import re, rclpy
 from rclpy.node import Node
-from bitvla_ros.nodes.processes import isolation, reserve_domain
+from bitvla_ros.nodes.processes import LOCALHOST_ONLY, PEERS, RANGE, discovery_range, isolation, reserve_domain
 from bitvla_ros.nodes.transports import Sender, chosen
 def ports(): return sorted(set(re.findall(r"fast\\w+_port\\d+", open("/proc/self/maps").read())))
 with chosen():
@@ -139,7 +169,7 @@ def check_transports(graph: TestGraph) -> None:
     nodes = {"controller": {}, "simulation": {"mode": "realtime"}, "policy": {"policy": "expert", "suite": "tabletop_object"}}
     for name, parameters in nodes.items():
         graph.start(name, f"bitvla_ros.nodes.{name}", parameters)
-    graph.wait(lambda: health.get("controller") == "ready" and len(health) == 3, "controller that hears a policy")
+    graph.wait(lambda: health.get("controller") == "ready" and len(health) == 3, "controller that hears a policy", 90.0)
     mapped = {name: PORTS.findall(Path(f"/proc/{process.popen.pid}/maps").read_text()) for name, process in graph.processes.items()}
     assert mapped["simulation"] and mapped["policy"] and not mapped["controller"]
     expected = {"action_chunk": {"_policy_sender"}, "/diagnostics": {"_policy_sender", "controller", "simulation"}}
@@ -148,6 +178,14 @@ def check_transports(graph: TestGraph) -> None:
         return {topic: {info.node_name for info in graph.node.get_publishers_info_by_topic(topic)} for topic in expected}
 
     graph.wait(lambda: publishers() == expected, "publishers by their nodes")  # this node may learn of them later than the controller
+
+
+@pytest.mark.ros
+def test_the_controller_has_none_with_localhost_only(discovery: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Humble, and as newer releases still take it; the discovery range counts for nothing then."""
+    with TestGraph(tmp_path) as graph:
+        monkeypatch.setenv(LOCALHOST_ONLY, "1")
+        check_transports(graph)
 
 
 @pytest.mark.ros

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 from types import ModuleType
 
 # module -> name of its Debian package after ros-<distro>-. PyPI's `launch` and `cv-bridge` are other things.
@@ -18,7 +19,7 @@ _PACKAGES = {
 
 
 class MissingPackage(ImportError):
-    """A ROS package is not installed; the message says which Debian package brings it."""
+    """A ROS package, or what it needs, is not installed; the message says which it is and what to do."""
 
 
 def need(module: str) -> ModuleType:
@@ -26,6 +27,10 @@ def need(module: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
+        if error.name and not f"{module}.".startswith(f"{error.name}."):
+            raise MissingPackage(
+                f"{module} is installed but cannot be imported: it needs {error.name}, which is missing; install that for {sys.executable}"
+            ) from error
         distro = os.environ.get("ROS_DISTRO", "$ROS_DISTRO")
         package = _PACKAGES.get(module.partition(".")[0], module.replace("_", "-"))
         raise MissingPackage(

@@ -25,6 +25,9 @@ from typing import IO, Any
 
 DOMAINS = range(1, 102)  # above 101 the ports run into Linux's ephemeral range (docs.ros.org, "The ROS_DOMAIN_ID")
 DISCOVERY = "LOCALHOST"  # range of a graph (docs.ros.org, "Improved Dynamic Discovery")
+RANGE, LOCALHOST_ONLY, PEERS = "ROS_AUTOMATIC_DISCOVERY_RANGE", "ROS_LOCALHOST_ONLY", "ROS_STATIC_PEERS"
+RANGES = ("OFF", "LOCALHOST", "SUBNET", "SYSTEM_DEFAULT")
+HUMBLE = os.environ.get("ROS_DISTRO") == "humble"  # knows no range
 PATIENCE = ((signal.SIGINT, 5.0), (signal.SIGTERM, 2.0), (signal.SIGKILL, 5.0))  # what a node is sent, and how long it has, s
 
 
@@ -141,11 +144,20 @@ def reserve_domain() -> tuple[int, IO[bytes]]:
 
 
 def isolation(domain: int) -> dict[str, str]:
-    """Environment of a graph that nobody else sees."""
-    environment = {"ROS_DOMAIN_ID": str(domain), "ROS_AUTOMATIC_DISCOVERY_RANGE": DISCOVERY}
-    if os.environ.get("ROS_DISTRO") == "humble":  # knows no discovery range
-        environment["ROS_LOCALHOST_ONLY"] = "1"
-    return environment
+    """Environment of a graph that nobody else sees. Empty is what stands for unset: the graph takes no setting of its surroundings."""
+    alone = HUMBLE and DISCOVERY == "LOCALHOST"
+    return {"ROS_DOMAIN_ID": str(domain), RANGE: DISCOVERY, LOCALHOST_ONLY: "1" if alone else "", PEERS: ""}
+
+
+def discovery_range(environment: Mapping[str, str]) -> str:
+    """OFF, LOCALHOST, SUBNET or SYSTEM_DEFAULT: what a ROS process takes from its environment.
+
+    Humble knows ROS_LOCALHOST_ONLY alone; newer releases know both, and it overrules the range. An unknown range counts as LOCALHOST.
+    """
+    if environment.get(LOCALHOST_ONLY, "").startswith("1"):
+        return "LOCALHOST"
+    given = "" if HUMBLE else environment.get(RANGE, "")
+    return (given if given in RANGES else "LOCALHOST") if given else "SUBNET"
 
 
 def parameter(value: object) -> str:

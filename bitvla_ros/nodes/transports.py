@@ -19,7 +19,9 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.signals import SignalHandlerOptions
 
-_TRANSPORTS, _RANGE = "FASTDDS_BUILTIN_TRANSPORTS", "ROS_AUTOMATIC_DISCOVERY_RANGE"
+from .processes import LOCALHOST_ONLY, PEERS, RANGE, discovery_range
+
+_TRANSPORTS = "FASTDDS_BUILTIN_TRANSPORTS"
 _PROFILES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")  # of Fast DDS 3 and 2
 FAST_DDS = "rmw_fastrtps"  # the default, and how its variants begin
 IMAGES = "fastdds.xml"  # in config/
@@ -32,14 +34,15 @@ def chosen() -> Iterator[None]:
 
     The profile for images would give every participant shared memory, so it is put aside; whoever receives needs none. With the
     discovery range LOCALHOST, rmw_fastrtps would do so as well: ours replaces what it sets, and leaves the choice to udp_alone().
-    A profile of the user's own stays in force.
+    A profile of the user's own stays in force. The choice is the participant's from Fast DDS 2.6.7 on.
     """
     changes: dict[str, str | None] = {}
     if _profile() in ("", IMAGES):
         changes = dict.fromkeys(_PROFILES)
         fast_dds = os.environ.get("RMW_IMPLEMENTATION", FAST_DDS).startswith(FAST_DDS)  # no other reads our profile in place of the range
-        if fast_dds and os.environ.get(_RANGE) == "LOCALHOST" and not os.environ.get("ROS_STATIC_PEERS"):
-            changes = dict.fromkeys(_PROFILES, str(Path(__file__).with_name(LOCALHOST))) | {_RANGE: "SYSTEM_DEFAULT", _TRANSPORTS: "SHM"}
+        if fast_dds and discovery_range(os.environ) == "LOCALHOST" and not os.environ.get(PEERS):
+            changes = dict.fromkeys(_PROFILES, str(Path(__file__).with_name(LOCALHOST)))
+            changes |= {RANGE: "SYSTEM_DEFAULT", LOCALHOST_ONLY: None, _TRANSPORTS: "SHM"}
     with _environment(changes):
         yield
 

@@ -29,6 +29,7 @@ from ..conversions import pose_from_msg, stamp_to_ns
 from ..frames import Frames, NoTransform, TfFrames
 from ..inputs import Inputs
 from ..missing import MissingPackage
+from ..processes import discovery_range
 from ..qos import CHUNK, COMMAND, LATCHED, SENSOR, state_qos
 from ..schedule import Schedule
 from .facts import Arrival, Camera, Expected, Gated, Graph, Outlet, Pose, Stream, Wanted
@@ -84,7 +85,7 @@ class Listener:
     def __init__(self, node: Node, expected: Expected) -> None:
         self.graph = Graph(
             domain=os.environ.get("ROS_DOMAIN_ID", "0"),
-            discovery=os.environ.get("ROS_AUTOMATIC_DISCOVERY_RANGE", ""),
+            discovery=discovery_range(os.environ),
         )
         self._node, self._expected = node, expected
         self._wanted = {item.name: item for item in wanted(expected)}
