@@ -70,8 +70,8 @@ def test_of_our_simulator_nothing_is_wrong(tmp_path: Path, mode: str):
 
 def test_localhost_only_is_the_discovery_range_that_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with TestGraph(tmp_path) as graph:
-        monkeypatch.setenv("ROS_LOCALHOST_ONLY", "1")
-        monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "SUBNET")
+        for name, value in {"DISTRO": "humble", "LOCALHOST_ONLY": "1", "AUTOMATIC_DISCOVERY_RANGE": "SUBNET"}.items():
+            monkeypatch.setenv(f"ROS_{name}", value)
         found = doctor(graph, "--seconds", 0.5)["by"]["graph"]
     assert found["found"].endswith("discovery LOCALHOST")
 

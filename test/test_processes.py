@@ -59,9 +59,10 @@ def test_node_gets_parameters_and_an_isolated_domain(module, tmp_path: Path):
     assert os.environ.get("ROS_DOMAIN_ID") == before
 
 
-@pytest.mark.parametrize("humble", [False, True])
-def test_a_graph_takes_no_discovery_of_its_surroundings(module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, humble: bool):
-    monkeypatch.setattr("bitvla_ros.nodes.processes.HUMBLE", humble)
+@pytest.mark.parametrize("release", ["humble", "kilted"])
+def test_a_graph_takes_no_discovery_of_its_surroundings(module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, release: str):
+    monkeypatch.setenv("ROS_DISTRO", release)
+    humble = release == "humble"
     surroundings = {"ROS_AUTOMATIC_DISCOVERY_RANGE": "OFF", "ROS_LOCALHOST_ONLY": "0" if humble else "1", "ROS_STATIC_PEERS": "192.0.2.1"}
     for name, value in surroundings.items():
         monkeypatch.setenv(name, value)

@@ -35,6 +35,13 @@ def settings() -> tuple[str | None, str | None, str | None]:
     return os.environ.get(RANGE), profile and Path(profile).name, os.environ.get(TRANSPORTS)
 
 
+@pytest.fixture
+def newest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a release that reads the discovery range."""
+    monkeypatch.delenv("ROS_DISTRO", raising=False)
+
+
+@pytest.mark.usefixtures("newest")
 @pytest.mark.parametrize("profile", [None, str(ROOT / "config" / IMAGES)], ids=["no profile", "for images"])
 @pytest.mark.parametrize(
     ("found", "main", "alone"),
@@ -60,11 +67,10 @@ def test_each_participant_has_its_choice(
     assert settings() == before
 
 
-@pytest.mark.parametrize("humble", [False, True])
-def test_localhost_only_is_the_range_localhost_in_every_release(monkeypatch: pytest.MonkeyPatch, humble: bool) -> None:
-    monkeypatch.setattr("bitvla_ros.nodes.processes.HUMBLE", humble)
-    monkeypatch.setenv(LOCALHOST_ONLY, "1")
-    monkeypatch.setenv(RANGE, "SUBNET")
+@pytest.mark.parametrize("release", ["humble", "jazzy"])
+def test_localhost_only_is_the_range_localhost_where_it_is_read(monkeypatch: pytest.MonkeyPatch, release: str) -> None:
+    for name, value in (("ROS_DISTRO", release), (LOCALHOST_ONLY, "1"), (RANGE, "SUBNET")):
+        monkeypatch.setenv(name, value)
     with chosen():
         assert settings() == ("SYSTEM_DEFAULT", LOCALHOST, "SHM") and LOCALHOST_ONLY not in os.environ
         with udp_alone():
@@ -73,22 +79,23 @@ def test_localhost_only_is_the_range_localhost_in_every_release(monkeypatch: pyt
 
 
 @pytest.mark.parametrize(
-    ("environment", "newer", "humble"),
+    ("environment", "humble", "jazzy", "kilted"),
     [
-        ({}, "SUBNET", "SUBNET"),
-        ({RANGE: "LOCALHOST"}, "LOCALHOST", "SUBNET"),
-        ({RANGE: "OFF"}, "OFF", "SUBNET"),
-        ({RANGE: "anything else"}, "LOCALHOST", "SUBNET"),
-        ({RANGE: "SUBNET", LOCALHOST_ONLY: "1"}, "LOCALHOST", "LOCALHOST"),
-        ({RANGE: "SYSTEM_DEFAULT", LOCALHOST_ONLY: "0"}, "SYSTEM_DEFAULT", "SUBNET"),
+        ({}, "SUBNET", "SUBNET", "SUBNET"),
+        ({RANGE: "LOCALHOST"}, "SUBNET", "LOCALHOST", "LOCALHOST"),
+        ({RANGE: "OFF"}, "SUBNET", "OFF", "OFF"),
+        ({RANGE: "anything else"}, "SUBNET", "LOCALHOST", "LOCALHOST"),
+        ({RANGE: "SUBNET", LOCALHOST_ONLY: "1"}, "LOCALHOST", "LOCALHOST", "SUBNET"),
+        ({RANGE: "SYSTEM_DEFAULT", LOCALHOST_ONLY: "0"}, "SUBNET", "SYSTEM_DEFAULT", "SYSTEM_DEFAULT"),
     ],
 )
-def test_the_range_that_a_process_takes(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], newer: str, humble: str) -> None:
-    for expected, is_humble in ((newer, False), (humble, True)):
-        monkeypatch.setattr("bitvla_ros.nodes.processes.HUMBLE", is_humble)
-        assert discovery_range(environment) == expected
+def test_the_range_that_a_process_takes(environment: dict[str, str], humble: str, jazzy: str, kilted: str) -> None:
+    for release, expected in (("humble", humble), ("jazzy", jazzy), ("kilted", kilted)):
+        assert discovery_range({**environment, "ROS_DISTRO": release}) == expected
+    assert discovery_range(environment) == kilted  # PyPI's wheels name no release
 
 
+@pytest.mark.usefixtures("newest")
 @pytest.mark.parametrize("name", [PROFILES, "ROS_STATIC_PEERS"])
 def test_what_the_user_has_set_up_stays_in_force(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(RANGE, "LOCALHOST")
@@ -97,6 +104,7 @@ def test_what_the_user_has_set_up_stays_in_force(monkeypatch: pytest.MonkeyPatch
         assert os.environ[RANGE] == "LOCALHOST" and os.environ[name] == "/opt/robot/discovery.xml" and os.environ[TRANSPORTS] == "UDPv4"
 
 
+@pytest.mark.usefixtures("newest")
 @pytest.mark.parametrize(("rmw", "range"), [("rmw_cyclonedds_cpp", "LOCALHOST"), ("rmw_fastrtps_dynamic_cpp", "SYSTEM_DEFAULT")])
 def test_another_rmw_keeps_the_range(monkeypatch: pytest.MonkeyPatch, rmw: str, range: str) -> None:
     monkeypatch.setenv("RMW_IMPLEMENTATION", rmw)
@@ -178,14 +186,6 @@ def check_transports(graph: TestGraph) -> None:
         return {topic: {info.node_name for info in graph.node.get_publishers_info_by_topic(topic)} for topic in expected}
 
     graph.wait(lambda: publishers() == expected, "publishers by their nodes")  # this node may learn of them later than the controller
-
-
-@pytest.mark.ros
-def test_the_controller_has_none_with_localhost_only(discovery: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on Humble, and as newer releases still take it; the discovery range counts for nothing then."""
-    with TestGraph(tmp_path) as graph:
-        monkeypatch.setenv(LOCALHOST_ONLY, "1")
-        check_transports(graph)
 
 
 @pytest.mark.ros

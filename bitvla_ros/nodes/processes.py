@@ -27,7 +27,7 @@ DOMAINS = range(1, 102)  # above 101 the ports run into Linux's ephemeral range 
 DISCOVERY = "LOCALHOST"  # range of a graph (docs.ros.org, "Improved Dynamic Discovery")
 RANGE, LOCALHOST_ONLY, PEERS = "ROS_AUTOMATIC_DISCOVERY_RANGE", "ROS_LOCALHOST_ONLY", "ROS_STATIC_PEERS"
 RANGES = ("OFF", "LOCALHOST", "SUBNET", "SYSTEM_DEFAULT")
-HUMBLE = os.environ.get("ROS_DISTRO") == "humble"  # knows no range
+READ = {"humble": {LOCALHOST_ONLY}, "iron": {LOCALHOST_ONLY, RANGE}, "jazzy": {LOCALHOST_ONLY, RANGE}}  # by release; newer ones: RANGE
 PATIENCE = ((signal.SIGINT, 5.0), (signal.SIGTERM, 2.0), (signal.SIGKILL, 5.0))  # what a node is sent, and how long it has, s
 
 
@@ -145,18 +145,19 @@ def reserve_domain() -> tuple[int, IO[bytes]]:
 
 def isolation(domain: int) -> dict[str, str]:
     """Environment of a graph that nobody else sees. Empty is what stands for unset: the graph takes no setting of its surroundings."""
-    alone = HUMBLE and DISCOVERY == "LOCALHOST"
+    alone = os.environ.get("ROS_DISTRO") == "humble" and DISCOVERY == "LOCALHOST"
     return {"ROS_DOMAIN_ID": str(domain), RANGE: DISCOVERY, LOCALHOST_ONLY: "1" if alone else "", PEERS: ""}
 
 
 def discovery_range(environment: Mapping[str, str]) -> str:
-    """OFF, LOCALHOST, SUBNET or SYSTEM_DEFAULT: what a ROS process takes from its environment.
+    """OFF, LOCALHOST, SUBNET or SYSTEM_DEFAULT: what a process of the release ROS_DISTRO takes from its environment.
 
-    Humble knows ROS_LOCALHOST_ONLY alone; newer releases know both, and it overrules the range. An unknown range counts as LOCALHOST.
+    ROS_LOCALHOST_ONLY overrules the range where a release reads both. An unknown range counts as LOCALHOST.
     """
-    if environment.get(LOCALHOST_ONLY, "").startswith("1"):
+    read = READ.get(environment.get("ROS_DISTRO", ""), {RANGE})
+    if LOCALHOST_ONLY in read and environment.get(LOCALHOST_ONLY, "").startswith("1"):
         return "LOCALHOST"
-    given = "" if HUMBLE else environment.get(RANGE, "")
+    given = environment.get(RANGE, "") if RANGE in read else ""
     return (given if given in RANGES else "LOCALHOST") if given else "SUBNET"
 
 
