@@ -253,3 +253,33 @@ def test_a_bare_machine_is_told_what_to_install():
     done = subprocess.run([sys.executable, "scripts/check_system.py", "--packages"], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0
     assert re.fullmatch(r"([\w.+-]+( [\w.+-]+)*)?\n", done.stdout)
+
+
+# What numpy 1.26, which Humble's cv_bridge needs, lacks of 2.4: the difference of what dir() shows of numpy and numpy.linalg.
+LATER_NUMPY = {
+    "np": "acos acosh asin asinh astype atan atan2 atanh bitwise_count bitwise_invert bitwise_left_shift bitwise_right_shift bool concat "
+    "cumulative_prod cumulative_sum isdtype long matrix_transpose matvec permute_dims pow strings trapezoid ulong unique_all unique_counts "
+    "unique_inverse unique_values unstack vecdot vecmat",
+    "np.linalg": "cross diagonal matmul matrix_norm matrix_transpose outer svdvals tensordot trace vecdot vector_norm",
+}
+
+
+def later_numpy(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr in LATER_NUMPY.get(ast.unparse(node.value), "").split():
+            yield ast.unparse(node)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("np.asarray", "np.reshape", "np.array"):
+            copies = [ast.unparse(keyword.value) for keyword in node.keywords if keyword.arg == "copy"]
+            if copies and (ast.unparse(node.func), copies[0]) not in (("np.array", "True"), ("np.array", "False")):
+                yield ast.unparse(node)
+
+
+@pytest.mark.parametrize("path", [*SOURCES, *sorted((ROOT / "test").glob("*.py"))], ids=lambda path: path.stem)
+def test_nothing_needs_a_newer_numpy_or_python_than_humble_has(path: Path):
+    assert list(later_numpy(ast.parse(path.read_text(), path, feature_version=(3, 10)))) == []
+
+
+def test_what_came_after_numpy_1_is_found():
+    later = ["np.concat", "np.linalg.vecdot", "np.asarray(a, copy=True)", "np.array(a, copy=None)"]
+    there = ["np.array(a, copy=False)", "np.linalg.norm", "other.concat"]
+    assert set(later_numpy(ast.parse("\n".join([*later, *there])))) == set(later)
