@@ -3,7 +3,8 @@
 A verb is a module with four names:
     EXAMPLES: str                          command lines, shown at the end of its --help
     add_arguments(parser) -> None          its options
-    run(arguments) -> dict                 the work; progress goes to stderr; returns what --json prints
+    run(arguments) -> dict                 the work; progress goes to stderr; returns what --json prints. `arguments.given` has the
+                                           names of the options that were given, so that what nothing reads can be refused
     show(result) -> None                   the same result for people, on stdout
 Only the chosen verb's module is imported, and it imports what is heavy (torch, mujoco, rclpy) inside `run`, so that --help is quick
 and works everywhere.
@@ -24,6 +25,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from types import ModuleType
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ REMEDIES = {
     "bitvla_ros.srv": "the package's services are not built: colcon build and source install/setup.bash, or pip install '.[ros]'",
     "bitvla_ros.action": "the package's actions are not built: colcon build and source install/setup.bash, or pip install '.[ros]'",
     "mujoco": "pip install '.[sim]'",
+    "rich": "pip install 'rich>=13'",
     "imageio_ffmpeg": "pip install '.[sim]'",
     "matplotlib": "pip install '.[plot]'",
     "h5py": "pip install '.[data]'",
@@ -96,7 +99,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments.verb:
         parser.print_help()
         return 0
+    arguments.given = given(arguments.module, argv[1:])
     return _run(arguments)
+
+
+def given(module: ModuleType, argv: Sequence[str]) -> frozenset[str]:
+    """Names of a verb's options in its arguments, as attributes of what is parsed: not those that have their defaults."""
+    parser = argparse.ArgumentParser(add_help=False)
+    module.add_arguments(parser)
+    for switch in ("--json", "--debug"):
+        parser.add_argument(switch, action="store_true")
+    default: list[object] = []  # known again by its identity; a list, because options that may be repeated append to a copy of it
+    parser.set_defaults(**dict.fromkeys(vars(parser.parse_args(argv)), default))
+    return frozenset(name for name, value in vars(parser.parse_args(argv)).items() if value is not default)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -116,10 +131,14 @@ def _run(arguments: argparse.Namespace) -> int:
         if arguments.json:
             print(json.dumps({"error": message}))
         return 2
+    if not arguments.json:
+        try:
+            arguments.module.show(result)
+        except ImportError as error:  # the work is done: its result must not be lost for want of a library that draws tables
+            print(f"bitvla {arguments.verb}: {_explain('a table', error)}. The result as JSON:", file=sys.stderr)
+            arguments.json = True
     if arguments.json:
         print(json.dumps(result, allow_nan=False))
-    else:
-        arguments.module.show(result)
     if result.get("error"):
         print(f"bitvla {arguments.verb}: {result['error']}", file=sys.stderr)
         return 1

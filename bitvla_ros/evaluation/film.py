@@ -14,17 +14,20 @@ from ..control.command import Command
 from ..policy.chunk import ActionChunk
 from ..simulation.environment import Snapshot
 from .episodes import Attempt
-from .video import Caption, Moment, write_video
+from .video import Caption, Moment, require_encoder, write_video
 
 STILL = 192  # edge of a camera's picture in a still, pixels
 
 
 @dataclass(frozen=True)
 class Film:
-    """Where videos go. folder: of the report. policy: as a video shows it."""
+    """Where videos go. folder: of the report. policy: as a video shows it. Raises VideoError where none can be written."""
 
     folder: Path
     policy: str
+
+    def __post_init__(self) -> None:
+        require_encoder()
 
     def write(self, suite: str, attempt: Attempt, moments: Sequence[Moment], *, step_limit: int, fps: float) -> Attempt:
         """Write the video of an episode; returns the attempt with video and still. Raises VideoError."""

@@ -21,10 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--encoding", choices=("2bit", "base3"), default="2bit", help="base3: 1.6 bits a weight, unpacked at load (default: %(default)s)"
     )
-    parser.add_argument("--control-hz", type=POSITIVE, help="rate of the dataset that it was fine-tuned on (LIBERO: 20)")
+    parser.add_argument("--control-hz", type=POSITIVE, help="rate of its dataset, where it does not say (LIBERO: 20)")
     parser.add_argument("--norm-key", help="which of the checkpoint's statistics to keep, where it has several")
-    parser.add_argument("--chunk", type=COUNT, help="actions a forward pass (default: 8)")
-    parser.add_argument("--attention", choices=("bidirectional", "causal"), help="default: as config.json says, else bidirectional")
+    parser.add_argument("--chunk", type=COUNT, help="actions a forward pass, where it does not say (default: 8)")
+    parser.add_argument("--attention", choices=("bidirectional", "causal"), help="where it does not say (default: bidirectional)")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -15,7 +15,7 @@ RANDOM = "random"  # norm_key of weights that were trained on nothing
 
 
 class Needs(NamedTuple):
-    """packed: it is stored so. bytes: of its weights, packed. control_hz: None where it does not say.
+    """packed: it is stored so. bytes: of its weights, packed. control_hz, cameras: None where it does not say.
     state_low, state_high: float64 [8], the 1 % and 99 % quantiles of its training data's states; None without proprioception."""
 
     packed: bool
@@ -25,6 +25,7 @@ class Needs(NamedTuple):
     image_size: int
     state_low: NDArray[np.float64] | None
     state_high: NDArray[np.float64] | None
+    cameras: tuple[str, ...] | None
 
 
 class Kernels(NamedTuple):
@@ -34,22 +35,24 @@ class Kernels(NamedTuple):
     problem: str
 
 
-def needs(model: str, norm_key: str = "") -> Needs:
-    """Of a packed model (every byte is checked), a checkpoint, a Hugging Face id, or random:PRESET. Raises what reading it raises."""
+def needs(model: str, **options: Any) -> Needs:
+    """Of a packed model (every byte is checked), a checkpoint, a Hugging Face id, or random:PRESET. options: attention, chunk, control_hz,
+    norm_key, as `model.load` takes them. Raises what reading it raises, and Contradiction."""
     from ..model.checkpoint import read_checkpoint, resolve
-    from ..model.packed import is_packed, read_packed
+    from ..model.packed import is_packed, read_packed, require_agreement
 
     if model.startswith("random:"):
-        return _random(model.removeprefix("random:"))
+        return _random(model, options)
     path = resolve(model)
     if is_packed(path):
         packed = read_packed(path)
         described = packed.description
+        require_agreement(path / "config.json", packed.config, described["norm_key"], **options)
         statistics = None if described["norm_key"] == RANDOM else described["norm_stats"]
-        return _needs(True, packed.weights.stat().st_size, packed.config, statistics)
-    checkpoint = read_checkpoint(path, norm_key=norm_key or None)
+        return _needs(True, packed.weights.stat().st_size, packed.config, statistics, packed.cameras)
+    checkpoint = read_checkpoint(path, **options)
     sizes = {name: tensor.nbytes for name, tensor in checkpoint.tensors.items()}
-    return _needs(False, _packed_size(checkpoint.config, sizes), checkpoint.config, checkpoint.norm_stats)
+    return _needs(False, _packed_size(checkpoint.config, sizes), checkpoint.config, checkpoint.norm_stats, checkpoint.cameras)
 
 
 def kernels() -> Kernels:
@@ -89,23 +92,25 @@ def gpu_memory(device: str) -> int:
         raise ValueError(str(error).splitlines()[0]) from error
 
 
-def _needs(packed: bool, size: int, config: Any, statistics: Any) -> Needs:
+def _needs(packed: bool, size: int, config: Any, statistics: Any, cameras: tuple[str, ...] | None = None) -> Needs:
     if not config.action_head:
         raise ValueError("it has no action head: a base model. Fine-tune it (bitvla train), or take a fine-tuned one")
     bounds = None
     if config.proprio_dim and statistics is not None:
         bounds = Statistics.from_dict(statistics, action_dim=config.action_dim, proprio_dim=config.proprio_dim).proprio
     low, high = (None, None) if bounds is None else (bounds.q01, bounds.q99)
-    return Needs(packed, size, config.chunk, config.control_hz, config.vision.image_size, low, high)
+    return Needs(packed, size, config.chunk, config.control_hz, config.vision.image_size, low, high, cameras)
 
 
-def _random(name: str) -> Needs:
+def _random(model: str, options: dict[str, Any]) -> Needs:
     import torch
 
     from ..model.bitvla import BitVLA
     from ..model.config import preset
+    from ..model.packed import require_agreement
 
-    config = preset(name)
+    config = preset(model.removeprefix("random:"))
+    require_agreement(model, config, RANDOM, **options)
     with torch.device("meta"):
         sizes = {key: tensor.nbytes for key, tensor in BitVLA(config).state_dict().items()}
     return _needs(True, _packed_size(config, sizes), config, None)

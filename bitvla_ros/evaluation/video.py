@@ -82,6 +82,15 @@ def render(caption: Caption, moment: Moment) -> Pixels:
     return np.asarray(canvas)
 
 
+def require_encoder() -> Any:
+    """The module that runs ffmpeg. Raises VideoError where it is missing: ask before the work that is to be filmed."""
+    try:
+        import imageio_ffmpeg
+    except ImportError as error:
+        raise VideoError("writing a video needs imageio-ffmpeg: pip install '.[sim]'") from error
+    return imageio_ffmpeg
+
+
 class VideoWriter:
     """An H.264 mp4 that appears under its name only when it is complete.
 
@@ -93,10 +102,7 @@ class VideoWriter:
         self.frames = 0
         self._partial = self.path.with_name(f".{self.path.stem}.partial{os.getpid()}.mp4")
         self._size = size
-        try:
-            import imageio_ffmpeg
-        except ImportError as error:
-            raise VideoError("writing a video needs imageio-ffmpeg: pip install '.[sim]'") from error
+        imageio_ffmpeg = require_encoder()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
             self._encoder: Any = imageio_ffmpeg.write_frames(

@@ -62,6 +62,7 @@ class BitVLA(nn.Module):
     """The network. `load_checkpoint` and `build` make one that has weights.
 
     norm_stats: {"action": ..., "proprio": ...}, the dataset statistics under norm_key; None where a model has none.
+    cameras: roles in the order of training; None where the files do not say.
     path: the directory the weights came from, which holds the tokenizer too; None for random weights.
     model_hash: identifies configuration and weights as they are stored. So a checkpoint and its packed form, which give the same
     chunks up to int8 rounding, have two hashes; the packed directory names the checkpoint's as its provenance.
@@ -72,6 +73,7 @@ class BitVLA(nn.Module):
         self.config = config
         self.norm_stats: dict[str, Any] | None = None
         self.norm_key: str | None = None
+        self.cameras: tuple[str, ...] | None = None
         self.path: Path | None = None
         self.model_hash = ""
 

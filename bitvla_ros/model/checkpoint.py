@@ -21,6 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..stated import Contradiction, agreed
 from .bitvla import BitVLA
 from .config import BitVLAConfig, LanguageConfig, VisionConfig
 from .shipped import SHIPPED, shipped
@@ -53,7 +54,7 @@ class Checkpoint(NamedTuple):
     """A directory that describes a BitVLA and has all its tensors, in the right shapes.
 
     tensors: by their names in BitVLA, as they are stored, memory-mapped; their values have not been looked at.
-    norm_stats, norm_key: as in BitVLA.
+    norm_stats, norm_key, cameras: as in BitVLA.
     """
 
     path: Path
@@ -61,6 +62,7 @@ class Checkpoint(NamedTuple):
     tensors: dict[str, Tensor]
     norm_stats: dict[str, Any] | None
     norm_key: str | None
+    cameras: tuple[str, ...] | None
 
 
 def load_checkpoint(
@@ -76,16 +78,17 @@ def load_checkpoint(
     """A model with the weights of a directory, or of a Hugging Face repository, which is downloaded first.
 
     dtype: float32 or bfloat16, of weights and arithmetic; the embedding table keeps the dtype it is stored in.
-    activation_bits: 8, or None to switch activation quantization off. attention: "bidirectional" or "causal"; by default what
-    config.json has under `attention`, else bidirectional, as the released code. chunk: actions a forward pass, by default what
-    config.json has, else 8. control_hz: rate the actions are meant for, by default what config.json has, else unknown. norm_key:
-    which of the dataset statistics; may be left out where there is one, and may lack its suffix `_no_noops`.
+    activation_bits: 8, or None to switch activation quantization off. What config.json states holds; where it does not, these do:
+    attention: "bidirectional" or "causal", by default bidirectional, as the released code. chunk: actions a forward pass, by default
+    8. control_hz: rate the actions are meant for, by default unknown. norm_key: which of the dataset statistics; may be left out where
+    there is one, and may lack its suffix `_no_noops`.
 
-    A base checkpoint has no action head: it loads, for training, and cannot predict. Raises CheckpointError.
+    A base checkpoint has no action head: it loads, for training, and cannot predict. Raises CheckpointError, and Contradiction for an
+    option that says something else than config.json.
     """
     require_dtype(dtype)
     path = resolve(path_or_hub_id)
-    _, config, tensors, norm_stats, chosen_key = read_checkpoint(
+    _, config, tensors, norm_stats, chosen_key, cameras = read_checkpoint(
         path, activation_bits=activation_bits, attention=attention, chunk=chunk, control_hz=control_hz, norm_key=norm_key
     )
     for name, tensor in tensors.items():
@@ -94,7 +97,7 @@ def load_checkpoint(
         model = BitVLA(config)
     model.model_hash = hash_model(config, tensors)
     model.load_state_dict({name: cast(name, tensor, dtype) for name, tensor in tensors.items()}, assign=True)
-    model.path, model.norm_stats, model.norm_key = path, norm_stats, chosen_key
+    model.path, model.norm_stats, model.norm_key, model.cameras = path, norm_stats, chosen_key, cameras
     return model.eval()
 
 
@@ -115,15 +118,16 @@ def read_checkpoint(
 
     try:
         config = _parse_config(raw, path, tensors, activation_bits, attention, chunk, control_hz)
+        cameras = stated_cameras(raw)
+    except (CheckpointError, Contradiction):
+        raise
     except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, CheckpointError):
-            raise
         problem = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
         raise CheckpointError(f"{path / 'config.json'} does not describe a BitVLA: {problem}") from error
     norm_stats, chosen_key = _choose_statistics(path, read_statistics(path), config, norm_key)
     with torch.device("meta"):
         _check_tensors(path, tensors, BitVLA(config).state_dict())
-    return Checkpoint(path, config, tensors, norm_stats, chosen_key)
+    return Checkpoint(path, config, tensors, norm_stats, chosen_key, cameras)
 
 
 def require_dtype(dtype: torch.dtype) -> None:
@@ -262,20 +266,33 @@ def _parse_config(
     head_out, proprio_in = tensors.get("action_head.fc2.weight"), tensors.get("proprio_projector.fc1.weight")
     if head_out is None and proprio_in is not None:
         raise CheckpointError(f"{path} has a proprio projector and no action head: its action_head--*_checkpoint.pt is missing")
+    file = path / "config.json"
+    chunk = agreed("chunk", chunk, raw.get("chunk"), file)
+    attention = agreed("attention", attention, raw.get("attention"), file)
     return BitVLAConfig(
         vision=VisionConfig(**_known(VisionConfig, vision), ternary=vision_bits == (1, 8)),
         language=LanguageConfig(**_known(LanguageConfig, text), ternary=text_bits == (1, 8)),
         image_token_id=ids[IMAGE_PAD],
         proprio_token_id=ids[PROPRIO_PAD],
         stop_token_id=ids[END_OF_TEXT],
-        chunk=chunk or raw.get("chunk", 8),
+        chunk=8 if chunk is None else chunk,
         action_dim=7 if head_out is None else head_out.shape[0],
         proprio_dim=None if proprio_in is None else proprio_in.shape[-1],
         action_head=head_out is not None,
-        attention=attention or raw.get("attention", "bidirectional"),
+        attention="bidirectional" if attention is None else attention,
         activation_bits=activation_bits,
-        control_hz=control_hz or raw.get("control_hz"),
+        control_hz=agreed("control_hz", control_hz, raw.get("control_hz"), file),
     )
+
+
+def stated_cameras(raw: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """The camera roles that a config.json states, in the order of training; None where it does not. Raises ValueError."""
+    roles = raw.get("cameras")
+    if roles is None:
+        return None
+    if not isinstance(roles, list) or not roles or not all(isinstance(role, str) and role for role in roles):
+        raise ValueError(f"cameras is {roles!r}: expected a list of roles")
+    return tuple(roles)
 
 
 def _known(kind: type, raw: dict[str, Any]) -> dict[str, Any]:

@@ -19,12 +19,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..stated import agreed
 from ..ternary.backends import choose
 from ..ternary.pack import PackedWeight, base3_size, has_invalid_codes, packed_shape, unpack, unpack_base3
 from ..ternary.quantize import QuantizedActivation
 from ..ternary.reference import integer_matmul
 from .bitvla import BitVLA
-from .checkpoint import cast, load_checkpoint, require_dtype, resolve
+from .checkpoint import cast, load_checkpoint, require_dtype, resolve, stated_cameras
 from .config import BitVLAConfig, LanguageConfig, VisionConfig
 from .safetensors_file import ALIGNMENT, Entry, FormatError, map_file, read_header
 
@@ -64,6 +65,11 @@ class PackedModel(NamedTuple):
     def weights(self) -> Path:
         return self.path / WEIGHTS
 
+    @property
+    def cameras(self) -> tuple[str, ...] | None:
+        """See BitVLA."""
+        return stated_cameras(self.description)
+
 
 def load(
     path_or_hub_id: str | Path,
@@ -80,25 +86,47 @@ def load(
     """A model that is ready to predict on `device`, from a packed model or from a checkpoint, which is packed in memory.
 
     backend: of ternary.backends.choose. dtype: of all that is not ternary; by default `default_dtype`. The other options are
-    `load_checkpoint`'s; a packed model has been given them when it was packed, and refuses others. With activation_bits None the model
-    computes in floats, without a backend.
+    `load_checkpoint`'s; a packed model states them all. With activation_bits None the model computes in floats, without a backend.
+    Raises what `load_checkpoint` and `load_packed` raise.
     """
     path, dtype = resolve(path_or_hub_id), dtype or default_dtype(device)
-    options = {"activation_bits": activation_bits, "attention": attention, "chunk": chunk, "control_hz": control_hz}
     if is_packed(path):
         model = load_packed(path, device, backend, dtype)
-        for name, value in options.items():
-            own = getattr(model.config, name)
-            if value != own and (value is not None or name == "activation_bits"):
-                raise PackedModelError(f"{path} was packed with {name} {own}, not {value}: leave the option out, or pack it again")
-        if norm_key not in (None, model.norm_key, str(model.norm_key).removesuffix("_no_noops")):
-            raise PackedModelError(f"{path} was packed with the statistics {model.norm_key!r}, not {norm_key!r}: pack it again")
+        agreed("activation_bits", activation_bits or 0, model.config.activation_bits or 0, path / CONFIG)
+        require_agreement(
+            path / CONFIG, model.config, model.norm_key, attention=attention, chunk=chunk, control_hz=control_hz, norm_key=norm_key
+        )
         return model
     if activation_bits is not None:
         choose(backend, device)  # a backend that cannot work is said before minutes of loading
-    given = {name: value for name, value in options.items() if value is not None or name == "activation_bits"}
-    model = load_checkpoint(path, dtype=dtype, norm_key=norm_key, **given)  # type: ignore[arg-type]
+    model = load_checkpoint(
+        path,
+        dtype=dtype,
+        activation_bits=activation_bits,
+        attention=attention,
+        chunk=chunk,
+        control_hz=control_hz,
+        norm_key=norm_key,
+    )
     return model.to(device) if activation_bits is None else model.pack(backend, device)
+
+
+def require_agreement(
+    where: str | Path,
+    config: BitVLAConfig,
+    stated_key: str | None,
+    *,
+    attention: str | None = None,
+    chunk: int | None = None,
+    control_hz: float | None = None,
+    norm_key: str | None = None,
+) -> None:
+    """Options for a model that states them all: a packed one, or a preset. where: what states them. stated_key: of its statistics;
+    norm_key may lack its suffix `_no_noops`. Raises Contradiction."""
+    agreed("attention", attention, config.attention, where)
+    agreed("chunk", chunk, config.chunk, where)
+    agreed("control_hz", control_hz, config.control_hz, where)
+    agreed("norm_key", stated_key if f"{norm_key}_no_noops" == stated_key else norm_key, stated_key or "", where)
 
 
 def default_dtype(device: torch.device | str) -> torch.dtype:
@@ -106,9 +134,7 @@ def default_dtype(device: torch.device | str) -> torch.dtype:
     return torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
 
 
-def load_packed(
-    path: str | Path, device: torch.device | str = "cpu", backend: str = "auto", dtype: torch.dtype = torch.float32
-) -> BitVLA:
+def load_packed(path: str | Path, device: torch.device | str = "cpu", backend: str = "auto", dtype: torch.dtype = torch.float32) -> BitVLA:
     """The model in the directory `path`, on `device`, ready to predict.
 
     dtype: float32 or bfloat16, of all that is not ternary. On the CPU, packed weights and the embedding table stay memory-mapped:
@@ -131,6 +157,7 @@ def load_packed(
     _check_products(packed, weights, model)
     model.path, model.model_hash = packed.path, packed.description["model_hash"]
     model.norm_stats, model.norm_key = packed.description["norm_stats"], packed.description["norm_key"]
+    model.cameras = packed.cameras
     return model
 
 
@@ -205,6 +232,7 @@ def _parse_config(file: Path, description: dict[str, Any]) -> BitVLAConfig:
     try:
         parts = dict(description["config"])
         config = BitVLAConfig(**parts | {"vision": VisionConfig(**parts["vision"]), "language": LanguageConfig(**parts["language"])})
+        stated_cameras(description)
     except (KeyError, TypeError, ValueError) as error:
         raise PackedModelError(f"{file} does not describe a BitVLA: {error}. {_AGAIN}") from error
     if config.activation_bits is None or asdict(config) != description["config"]:

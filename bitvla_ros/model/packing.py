@@ -20,8 +20,20 @@ from ..ternary.pack import pack_base3, pack_weight
 from .bitvla import BitVLA
 from .checkpoint import CheckpointError, read_checkpoint, require_finite, resolve
 from .config import BitVLAConfig, preset
-from .packed import COMPANIONS, CONFIG, ENCODINGS, FORMAT, VERSION, WEIGHTS, PackedModelError, hash_description, serialise, stored_shapes
-from .random_weights import draw, identity_statistics, with_byte_tokenizer
+from .packed import (
+    COMPANIONS,
+    CONFIG,
+    ENCODINGS,
+    FORMAT,
+    VERSION,
+    WEIGHTS,
+    PackedModelError,
+    hash_description,
+    require_agreement,
+    serialise,
+    stored_shapes,
+)
+from .random_weights import RANDOM_KEY, draw, identity_statistics, with_byte_tokenizer
 from .safetensors_file import DTYPES, SafetensorsWriter
 from .tokenizer import tokenizer_of
 
@@ -35,6 +47,7 @@ class _Source(NamedTuple):
     config: BitVLAConfig
     norm_stats: dict[str, Any] | None
     norm_key: str | None
+    cameras: tuple[str, ...] | None
     provenance: dict[str, Any]
     companions: dict[str, bytes]
     dtypes: dict[str, torch.dtype]
@@ -57,7 +70,7 @@ def pack_model(
     source: a checkpoint's directory or Hugging Face id, or "random:3b" or "random:nano", a preset with `build`'s weights in bfloat16.
     encoding: "2bit", which is used as it lies on the disk, or "base3", 1.6 bits a weight, which is unpacked when it is loaded.
     The other options are `load_checkpoint`'s. Memory: a few copies of the largest ternary matrix, whatever the model's size.
-    Raises PackedModelError and CheckpointError.
+    Raises PackedModelError, CheckpointError, and Contradiction.
     """
     out = Path(out).expanduser().absolute()
     if encoding not in ENCODINGS:
@@ -65,9 +78,9 @@ def pack_model(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise PackedModelError(f"{out} exists already: give the name of a new directory, or remove that one first")
     if str(source).startswith(RANDOM):
-        if any(option is not None for option in (attention, chunk, control_hz, norm_key)):
-            raise PackedModelError(f"{source} has options of its own: leave attention, chunk, control_hz and norm_key out")
         opened = _from_preset(str(source).removeprefix(RANDOM))
+        options = {"attention": attention, "chunk": chunk, "control_hz": control_hz, "norm_key": norm_key}
+        require_agreement(source, opened.config, opened.norm_key, **options)  # type: ignore[arg-type]
     else:
         opened = _from_checkpoint(source, attention, chunk, control_hz, norm_key)
 
@@ -126,6 +139,7 @@ def _describe(source: _Source, encoding: str, header_hash: str, hashes: dict[str
         "config": asdict(source.config),
         "norm_stats": source.norm_stats,
         "norm_key": source.norm_key,
+        **({} if source.cameras is None else {"cameras": list(source.cameras)}),
         "provenance": source.provenance,
         "header": header_hash,
         "tensors": hashes,
@@ -141,9 +155,8 @@ def _from_checkpoint(
     source: str | Path, attention: str | None, chunk: int | None, control_hz: float | None, norm_key: str | None
 ) -> _Source:
     path = resolve(source)
-    chosen = {} if chunk is None else {"chunk": chunk}
     control_hz = None if control_hz is None else float(control_hz)
-    checkpoint = read_checkpoint(path, attention=attention, control_hz=control_hz, norm_key=norm_key, **chosen)
+    checkpoint = read_checkpoint(path, attention=attention, chunk=chunk, control_hz=control_hz, norm_key=norm_key)
     config = checkpoint.config
     if config.action_head and config.control_hz is None:
         raise PackedModelError(
@@ -169,7 +182,7 @@ def _from_checkpoint(
         "package_version": _package_version(),
     }
     companions = {name: (path / name).read_bytes() for name in COMPANIONS if (path / name).is_file()}
-    return _Source(config, checkpoint.norm_stats, checkpoint.norm_key, provenance, companions, dtypes, tensors())
+    return _Source(config, checkpoint.norm_stats, checkpoint.norm_key, checkpoint.cameras, provenance, companions, dtypes, tensors())
 
 
 def _from_preset(name: str) -> _Source:
@@ -193,7 +206,7 @@ def _from_preset(name: str) -> _Source:
     provenance = {"source": RANDOM + name, "seed": seed, "package_version": _package_version()}
     dtypes = dict.fromkeys(model.state_dict(), dtype)
     tensors = ((name, parts) for name, _, parts in draw(model, seed=seed, dtype=dtype))
-    return _Source(config, identity_statistics(config), "random", provenance, companions, dtypes, tensors)
+    return _Source(config, identity_statistics(config), RANDOM_KEY, None, provenance, companions, dtypes, tensors)
 
 
 def _package_version() -> str | None:

@@ -14,6 +14,7 @@ from .checkpoint import hash_model, require_dtype
 from .config import BitVLAConfig, preset
 from .tokenizer import BYTE_TOKENS, END_OF_TEXT, IMAGE_PAD, PROPRIO_PAD
 
+RANDOM_KEY = "random"  # norm_key of statistics that change nothing
 # Elements that are drawn at a time. torch fills blocks of 16: in multiples of it, parts are what the whole would have been.
 PART = 1 << 22
 

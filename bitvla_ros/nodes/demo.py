@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitvla_ros.arguments import NATURAL, POSITIVE
+from bitvla_ros.arguments import NATURAL, POSITIVE, require_read
 
 from . import simulated_arm
 from .modes import ARM, LOCKSTEP, MODES, parameters
@@ -35,6 +35,7 @@ EXAMPLES = """\
 CAMERAS = ("scene", "wrist")
 CONTROL_HZ = 20.0
 POLICIES = ("expert", "bitvla")
+READ = {"bitvla": ("model", "norm_key", "control_hz")}
 RANDOM = "random:"  # and a preset: weights that were never trained
 
 
@@ -69,9 +70,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from rich.console import Console
 
+    from bitvla_ros.evaluation.video import require_encoder
+
     from .processes import Graph
     from .recorder import Recorder
 
+    require_read(arguments.given, READ, *(arguments.policy or POLICIES))
+    require_encoder()
     console = Console(stderr=True, highlight=False)
     output: Path = arguments.output
     results: list[dict[str, Any]] = []

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..arguments import COUNT, NATURAL, POSITIVE
+from ..arguments import COUNT, NATURAL, POSITIVE, require_read
 
 if TYPE_CHECKING:  # what needs ROS or a library is imported where it is used: --help must work everywhere
     from rich.console import Console
@@ -30,6 +30,11 @@ EXAMPLES = """\
   bitvla eval expert --episodes 20 --json                 what the scripted expert reaches, as JSON"""
 
 CONTROL_HZ = 20.0
+READ = {
+    "a network": ("norm_key", "control_hz", "threads", "device", "image_size"),
+    "--output": ("image_size",),
+    "--through process": ("workers",),
+}
 GRAPHS = {"ros": "through a ROS graph, in lockstep", "realtime": "through a ROS graph, in realtime", "arm": "on the simulated arm, live"}
 
 
@@ -57,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--image-size", type=COUNT, default=256, help="edge of the rendered pictures, as in the training data (default: %(default)s)"
     )
     parser.add_argument("--norm-key", help="which of the checkpoint's statistics to use, where it has several")
-    parser.add_argument("--control-hz", type=POSITIVE, help="rate of the checkpoint's actions, where it does not say (LIBERO: 20)")
+    parser.add_argument("--control-hz", type=POSITIVE, help="rate of the model's actions, where it does not say (LIBERO: 20)")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -65,11 +70,12 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from bitvla_ros.evaluation import episodes
-    from bitvla_ros.evaluation.evaluation import Choice, EvaluationError, evaluate, number_of_tasks
+    from bitvla_ros.evaluation.evaluation import EXPERT, Choice, evaluate, number_of_tasks
     from bitvla_ros.evaluation.film import Film
 
-    if arguments.through in GRAPHS and arguments.workers > 1:
-        raise EvaluationError("--workers is for --through process: a graph plays one episode after another")
+    policy = "the expert" if arguments.model == EXPERT else "a network"
+    films = ["--output"] if arguments.output else []
+    require_read(arguments.given, READ, policy, *films, f"--through {arguments.through}")
     choice = Choice(arguments.model, arguments.threads, arguments.device, arguments.norm_key, arguments.control_hz)
     film = Film(arguments.output, choice.label) if arguments.output else None
     suites = list(dict.fromkeys(arguments.suite or ["tabletop_object"]))

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from types import SimpleNamespace
+from typing import Any
 
 from rclpy.logging import get_logger
 
+from ..arguments import require_read
 from ..policy.policy import Policy
+from ..stated import agreed
 from .parameters import Parameter, ParameterError
 
 PARAMETERS = (
     Parameter("policy", "bitvla", "What infers: the network, the scripted expert, or a recording", choices=("bitvla", "expert", "replay")),
     Parameter("model", "", "bitvla: directory or hub id of a checkpoint, or random:nano, random:3b. replay: the recording"),
     Parameter("norm_key", "", "Which of the checkpoint's statistics to use; empty where it has only one"),
-    Parameter("attention", "", "Mask of the language model; empty: as the checkpoint says", choices=("", "bidirectional", "causal")),
-    Parameter("chunk", 0, "Actions a forward pass; 0: as the checkpoint says", minimum=0, maximum=1000),
-    Parameter("control_hz", 0.0, "Rate the actions are meant for; 0: as the checkpoint says", "Hz", 0, 1000),
+    Parameter("attention", "", "Mask of the language model, where the checkpoint does not say", choices=("", "bidirectional", "causal")),
+    Parameter("chunk", 0, "Actions a forward pass, where the checkpoint does not say; 0: as it says", minimum=0, maximum=1000),
+    Parameter("control_hz", 0.0, "Rate the actions are meant for, where the checkpoint does not say; 0: as it says", "Hz", 0, 1000),
     Parameter("activation_bits", 8, "Quantization of activations; 0: none", choices=(0, 8)),
     Parameter("dtype", "", "Of what is not ternary; empty: bfloat16 on a GPU, else float32", choices=("", "float32", "bfloat16")),
     Parameter("device", "cpu", "Where the network runs: cpu, cuda or cuda:N"),
@@ -27,33 +31,57 @@ PARAMETERS = (
         choices=("auto", "reference", "cpu", "triton"),
     ),
     Parameter("threads", 2, "CPU threads of the network; the same number gives the same actions", minimum=1, maximum=256),
-    Parameter("cameras", ("scene", "wrist"), "bitvla: camera roles in the order of the training data"),
+    Parameter("cameras", ("",), "bitvla: camera roles in the order of the training data; ['']: as the model says, else scene and wrist"),
     Parameter("rotate_180", False, "bitvla: turn images that nobody has turned upright yet, such as LIBERO's raw renderings"),
     Parameter("jpeg", False, "bitvla: the JPEG round trip that LIBERO's datasets went through; real cameras do not need it"),
     Parameter("fit", "squash", "bitvla: what the checkpoint's dataset did with frames that are not square", choices=("squash", "crop")),
     Parameter("suite", "tabletop_object", "expert: the suite whose tasks it solves"),
     Parameter("seed", 0, "bitvla: of random weights", minimum=0, maximum=2**31 - 1),
 )
+RANDOM = "random:"  # and a preset
 DEFAULTS = {parameter.name: parameter.default for parameter in PARAMETERS}
-OF_CHECKPOINTS = ("norm_key", "attention", "chunk", "control_hz", "rotate_180", "jpeg", "fit")
+OF_MODELS = ("norm_key", "attention", "chunk", "control_hz", "cameras", "rotate_180", "jpeg", "fit")  # model.load's and the policy's
+# Of the parameters that choose what acts, those that each reads. The others are about the cell, and stay in its profile whoever acts.
+READ = {
+    "the expert": ("control_hz", "chunk"),
+    "a replay": ("model", "control_hz", "chunk"),
+    "random weights": ("model", "norm_key", "attention", "chunk", "control_hz", "activation_bits", "dtype", "seed"),
+    "a trained model": ("model", "norm_key", "attention", "chunk", "control_hz", "activation_bits", "dtype"),
+}
 
 
 def load_policy(p: SimpleNamespace) -> Policy:
     """The policy that the parameters ask for, warmed up. Raises what loading raises: nothing half-loaded is returned."""
+    given = {name: value for name, default in DEFAULTS.items() if (value := getattr(p, name)) != default}
+    require_read(given, READ, _kind(p), prefix="")
     if p.policy == "expert":
         from ..simulation.expert import make_expert
 
-        return make_expert(p.suite)
+        return _as_stated(make_expert(p.suite), given, f"the expert of {p.suite}")
     if not p.model:
         raise ParameterError(f"the parameter model is empty: the policy {p.policy!r} needs it (bitvla without a checkpoint: random:nano)")
     if p.policy == "replay":
         from ..policy.replay import ReplayPolicy
 
-        return ReplayPolicy.load(p.model)
-    return _load_bitvla(p)
+        return _as_stated(ReplayPolicy.load(p.model), given, p.model)
+    return _load_bitvla(p, given)
 
 
-def _load_bitvla(p: SimpleNamespace) -> Policy:
+def _kind(p: SimpleNamespace) -> str:
+    """A row of READ."""
+    if p.policy != "bitvla":
+        return {"expert": "the expert", "replay": "a replay"}[p.policy]
+    return "random weights" if p.model.startswith(RANDOM) else "a trained model"
+
+
+def _as_stated(policy: Policy, given: Mapping[str, Any], where: str) -> Policy:
+    """The policy, whose rate and horizon are its own. Raises Contradiction."""
+    agreed("control_hz", given.get("control_hz"), policy.spec.control_hz, where)
+    agreed("chunk", given.get("chunk"), policy.spec.horizon, where)
+    return policy
+
+
+def _load_bitvla(p: SimpleNamespace, given: Mapping[str, Any]) -> Policy:
     # OpenMP's threads spin while they wait for each other, which beside a simulator on a full machine takes ten times as long (2 threads,
     # 2 cores, load 10: 1.7 s against 0.24 s a chunk of nano). Read when torch loads the library.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -71,19 +99,16 @@ def _load_bitvla(p: SimpleNamespace) -> Policy:
     if p.backend != DEFAULTS["backend"] and not p.activation_bits:
         raise ParameterError(f"backend {p.backend!r} needs int8 activations, but activation_bits is 0: give 8, or backend auto")
     options = {
-        "cameras": p.cameras,
         "activation_bits": p.activation_bits or None,
         "dtype": getattr(torch, p.dtype) if p.dtype else None,
         "device": device,
         "backend": p.backend,
+        **{name: value for name, value in given.items() if name in OF_MODELS},
     }
-    given = {name: value for name in OF_CHECKPOINTS if (value := getattr(p, name)) != DEFAULTS[name]}
-    if p.model.startswith("random:"):
-        if given:
-            raise ParameterError(f"random weights know nothing of {', '.join(given)}: leave them at their defaults, or give a checkpoint")
-        policy = BitVLAPolicy.random(p.model.removeprefix("random:"), seed=p.seed, **options)
+    if p.model.startswith(RANDOM):
+        policy = BitVLAPolicy.random(p.model.removeprefix(RANDOM), seed=p.seed, **options)
     else:
-        policy = BitVLAPolicy.load(p.model, **options, **given)
+        policy = BitVLAPolicy.load(p.model, **options)
     try:
         latency = policy.warm_up()
     except InferenceError as error:

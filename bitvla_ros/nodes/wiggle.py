@@ -62,6 +62,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         arm = stack.enter_context(wiggler({**profile.policy, **profile.controller}, profile.remappings, check))
         with console.status("waiting for the arm"):
             arm.wait(patience=30.0 if arguments.simulator else 10.0)
+        if "gripper" in (arguments.only or ()) and not arm.has_gripper:
+            raise WiggleError(f"--only gripper: the profile {name} has none, its gripper.kind says so")
         person = _Person(console) if asks else None
         if person and not person.begins(arm):
             raise WiggleError("nothing was moved")

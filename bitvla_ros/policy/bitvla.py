@@ -11,7 +11,10 @@ import torch
 
 from ..model import BitVLA, build, default_dtype, load, with_byte_tokenizer
 from ..model.graph import predictor
+from ..model.packed import require_agreement
+from ..model.random_weights import RANDOM_KEY
 from ..model.tokenizer import tokenizer_of
+from ..stated import agreed
 from .chunk import ACTION_DIM, ActionChunk, Latency
 from .gate import Reason, Refused
 from .normalization import Statistics, normalise_proprio, to_command, unnormalise_actions
@@ -34,10 +37,10 @@ class InferenceError(RuntimeError):
 class BitVLAPolicy:
     """Joins preprocessing, prompt, network and normalisation. `load` and `random` make one.
 
-    model: ready to predict, on its device, where it stays. tokenizer: see load_tokenizer. cameras: roles, in the order of training
-    (scene, then wrist). recipe: how images are prepared. statistics: by default the checkpoint's. control_hz: rate the actions are
-    meant for, by default the checkpoint's. frame: in which actions are expressed, that of the end-effector pose.
-    Raises PolicyError, PromptError or StatisticsError where these do not fit together.
+    model: ready to predict, on its device, where it stays. tokenizer: see load_tokenizer. recipe: how images are prepared.
+    cameras: roles, in the order of training; where the model does not say either, scene and wrist. statistics: by default the model's.
+    control_hz: rate the actions are meant for, where the model does not say. frame: in which actions are expressed, that of the
+    end-effector pose. Raises PolicyError, PromptError or StatisticsError where these do not fit together, and Contradiction.
     """
 
     def __init__(
@@ -46,13 +49,16 @@ class BitVLAPolicy:
         tokenizer: Any,
         *,
         recipe: ImageRecipe,
-        cameras: tuple[str, ...] = CAMERAS,
+        cameras: tuple[str, ...] | None = None,
         statistics: Statistics | None = None,
         control_hz: float | None = None,
         frame: str = "",
     ) -> None:
         config = model.config
-        control_hz = control_hz or config.control_hz
+        where = "its configuration" if model.path is None else model.path / "config.json"
+        cameras = agreed("cameras", cameras, model.cameras, where)
+        cameras = CAMERAS if cameras is None else cameras
+        control_hz = agreed("control_hz", control_hz, config.control_hz, where)
         if control_hz is None:
             raise PolicyError(
                 "the checkpoint does not say at what rate its actions are meant to be played; give control_hz, the rate of the dataset "
@@ -89,7 +95,7 @@ class BitVLAPolicy:
         cls,
         path_or_hub_id: Path | str,
         *,
-        cameras: tuple[str, ...] = CAMERAS,
+        cameras: tuple[str, ...] | None = None,
         rotate_180: bool = False,
         jpeg: bool = False,
         fit: str = "squash",
@@ -111,15 +117,21 @@ class BitVLAPolicy:
         preset: str = "nano",
         seed: int = 0,
         *,
-        cameras: tuple[str, ...] = CAMERAS,
+        cameras: tuple[str, ...] | None = None,
+        rotate_180: bool = False,
+        jpeg: bool = False,
+        fit: str = "squash",
         frame: str = "",
         device: torch.device | str = "cpu",
         backend: str = "auto",
         dtype: torch.dtype | None = None,
         activation_bits: int | None = 8,
+        **stated: Any,
     ) -> BitVLAPolicy:
-        """Random weights, for tests and benchmarks: it moves, without sense. The options are model.load's."""
+        """Random weights, for tests and benchmarks: it moves, without sense. The options are those of `load`; stated: attention, chunk,
+        control_hz and norm_key, all of which the preset states."""
         model = build(preset, seed=seed, dtype=dtype or default_dtype(device), activation_bits=activation_bits)
+        require_agreement(f"random:{preset}", model.config, RANDOM_KEY, **stated)
         model.config = with_byte_tokenizer(model.config)
         if activation_bits is None:
             model.to(device)
@@ -128,10 +140,9 @@ class BitVLAPolicy:
         return cls(
             model,
             tokenizer_of(preset),
-            recipe=ImageRecipe(image_size=model.config.vision.image_size),
+            recipe=ImageRecipe(image_size=model.config.vision.image_size, rotate_180=rotate_180, jpeg=jpeg, fit=fit),
             cameras=cameras,
             statistics=Statistics.identity(proprio_dim=model.config.proprio_dim),
-            control_hz=model.config.control_hz or 20.0,
             frame=frame,
         )
 

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..arguments import COUNT, POSITIVE
+from ..arguments import COUNT, POSITIVE, require_read
+from ..stated import agreed
 
 if TYPE_CHECKING:
     from .dataset import DatasetWriter, Episode
@@ -25,6 +26,22 @@ EXAMPLES = """\
   bitvla convert lerobot-dataset mine --gripper-open -1 --gripper-closed 1 --camera scene=image --camera wrist=wrist_image"""
 
 DEFAULT_HZ = 20.0  # of teleoperated recordings: the rate of the published policies
+DEFAULT_ROBOT = "panda"
+
+_MOTION = ("pose", "tf", "joints", "command", "command_frame", "split", "max_gap", "metres_per_unit", "radians_per_unit")
+_GRIPPER = ("gripper", "gripper_joints", "gripper_scale", "gripper_offset", "orientation_branch")
+READ = {
+    "rosbag2": (*_MOTION, *_GRIPPER, "camera", "gripper_open", "gripper_closed"),
+    "libero": ("keep_noops",),
+    "lerobot": ("state", "action", "camera", "gripper_open", "gripper_closed"),
+}
+# Of a bag, what depends on other options.
+READ_OF_BAGS = {
+    "a pose topic": ("pose",),
+    "--tf": ("tf",),
+    "a command": ("command_frame",),
+    "a gripper topic (--gripper)": ("gripper_open", "gripper_closed"),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,13 +49,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sources", nargs="+", help=what)
     parser.add_argument("out", help="folder of the dataset, which must not exist yet")
     parser.add_argument("--name", help="name of the dataset, under which its statistics are kept (default: the folder's)")
-    parser.add_argument("--robot-type", default="panda", help="default: %(default)s")
+    parser.add_argument("--robot-type", help=f"default: as a LeRobot dataset says, else {DEFAULT_ROBOT}")
     parser.add_argument("--instruction", default="", help="the task in words; default: what the recording says")
     parser.add_argument("--camera", action="append", type=_camera, default=[], metavar="ROLE=NAME", help="topic or feature; repeat it")
     parser.add_argument("--image-size", type=COUNT, metavar="N", help="shrink pictures until their shorter side has N pixels")
     parser.add_argument("--gripper-open", type=float, metavar="V", help="value of the gripper topic, or column, that means open")
     parser.add_argument("--gripper-closed", type=float, metavar="V", help="value that means closed")
-    parser.add_argument("--control-hz", type=POSITIVE, help=f"rate (bags: default {DEFAULT_HZ:g}; others have their own)")
+    parser.add_argument("--control-hz", type=POSITIVE, help=f"rate (bags: default {DEFAULT_HZ:g}; others state their own)")
     bags = parser.add_argument_group("rosbag2 (names of topics may be given without their namespace)")
     bags.add_argument("--pose", default="end_effector_pose", help="geometry_msgs/PoseStamped (default: %(default)s)")
     bags.add_argument("--tf", nargs=2, metavar=("BASE", "TIP"), help="take the pose of frame TIP in frame BASE from TF instead")
@@ -85,10 +102,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         raise ConversionError("give --gripper-open and --gripper-closed together")
     if len(arguments.gripper_joints) > 2:
         raise ConversionError(f"--gripper-joints has {len(arguments.gripper_joints)} names: give the two finger joints, or the only one")
-    kind, fps, episodes = _open([Path(source) for source in arguments.sources], arguments, say)
+    kind, fps, robot, episodes = _open([Path(source) for source in arguments.sources], arguments, say)
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
-        writer = _write(partial, episodes, kind, fps, said, arguments)
+        writer = _write(partial, episodes, kind, fps, robot, said, arguments)
         partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -102,11 +119,11 @@ def show(result: dict[str, Any]) -> None:
 
 def _open(
     sources: list[Path], arguments: argparse.Namespace, say: Callable[[str], None]
-) -> tuple[str, float, Iterator[tuple[str, Episode]]]:
-    """Which kind of recording it is, its rate, and its episodes."""
+) -> tuple[str, float, str, Iterator[tuple[str, Episode]]]:
+    """Which kind of recording it is, its rate, the robot's type, and its episodes. Raises UnreadOption and Contradiction too."""
     from .sources import ConversionError
     from .sources.bag import bags_in
-    from .sources.lerobot import LerobotOptions, is_lerobot, rate, read_lerobot
+    from .sources.lerobot import LerobotOptions, is_lerobot, rate, read_lerobot, robot_type
     from .sources.libero_hdf5 import CONTROL_HZ, read_libero
     from .sources.rosbag import RosbagOptions, read_rosbags
 
@@ -119,8 +136,10 @@ def _open(
     if any(is_lerobot(source) for source in sources):
         if len(sources) > 1:
             raise ConversionError("give one LeRobot dataset at a time")
+        require_read(a.given, READ, "lerobot")
+        robot = agreed("--robot-type", a.robot_type, robot_type(sources[0]), sources[0]) or DEFAULT_ROBOT
         lerobot = LerobotOptions(cameras, a.state, a.action, gripper, a.instruction, a.control_hz, a.image_size)
-        return "lerobot", rate(sources[0]), read_lerobot(sources[0], lerobot, say)
+        return "lerobot", rate(sources[0]), robot, read_lerobot(sources[0], lerobot, say)
     files = [file for source in sources for file in _hdf5_in(source)]
     bags = [bag for source in sources for bag in bags_in(source)]
     if files and bags:
@@ -128,14 +147,20 @@ def _open(
     for source in sources:
         if not _hdf5_in(source) and not bags_in(source):
             raise ConversionError(f"{source} is no rosbag2 (metadata.yaml, .mcap, .db3), HDF5 file or LeRobot dataset (meta/info.json)")
+    robot = a.robot_type or DEFAULT_ROBOT
     if files:
-        if a.control_hz not in (None, CONTROL_HZ):
-            raise ConversionError(f"LIBERO's demonstrations have {CONTROL_HZ:g} frames a second, not {a.control_hz:g}")
+        require_read(a.given, READ, "libero")
+        agreed("--control-hz", a.control_hz, CONTROL_HZ, "LIBERO's recording")
         return (
             "libero",
             CONTROL_HZ,
+            robot,
             read_libero(files, keep_noops=a.keep_noops, shorter_side=a.image_size, instruction=a.instruction, say=say),
         )
+    require_read(a.given, READ, "rosbag2")
+    command = "the measured motion (--command none)" if a.command == "none" else "a command"
+    opening = "a gripper topic (--gripper)" if a.gripper else "the fingers' motion"
+    require_read(a.given, READ_OF_BAGS, "--tf" if a.tf else "a pose topic", command, opening)
     rosbag = RosbagOptions(
         control_hz=a.control_hz or DEFAULT_HZ,
         cameras=cameras,
@@ -157,11 +182,17 @@ def _open(
         radians_per_unit=a.radians_per_unit,
         shorter_side=a.image_size,
     )
-    return "rosbag2", rosbag.control_hz, read_rosbags(bags, rosbag, say)
+    return "rosbag2", rosbag.control_hz, robot, read_rosbags(bags, rosbag, say)
 
 
 def _write(
-    folder: Path, episodes: Iterator[tuple[str, Episode]], kind: str, fps: float, said: list[str], arguments: argparse.Namespace
+    folder: Path,
+    episodes: Iterator[tuple[str, Episode]],
+    kind: str,
+    fps: float,
+    robot: str,
+    said: list[str],
+    arguments: argparse.Namespace,
 ) -> DatasetWriter:
     from rich.console import Console
     from rich.progress import Progress
@@ -177,7 +208,7 @@ def _write(
                 cameras = {role: (pictures.shape[1], pictures.shape[2]) for role, pictures in episode.images.items()}
                 source = {"converted_from": kind, "conventions": list(said)}
                 name = arguments.name or Path(arguments.out).resolve().name
-                writer = DatasetWriter(folder, fps, cameras, name=name, robot_type=arguments.robot_type, source=source)
+                writer = DatasetWriter(folder, fps, cameras, name=name, robot_type=robot, source=source)
             try:
                 writer.add(episode)
             except DatasetError as error:

@@ -31,6 +31,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from ..model.checkpoint import resolve
     from ..model.packed import is_packed
     from ..policy.prompt import load_tokenizer
+    from ..stated import agreed
     from .distillation import GAMMA, Distillation, DistillationError, make_student
     from .joined import open_datasets
     from .log import read
@@ -41,12 +42,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         raise DistillationError(f"{path} is packed, without weights to start from: give the checkpoint that it was packed from")
     dataset = open_datasets(arguments.dataset, arguments.cameras)
     teacher = load_checkpoint(path)
-    if teacher.config.control_hz not in (None, dataset.fps):
-        raise DistillationError(
-            f"the teacher acts at {teacher.config.control_hz:g} Hz and the dataset has {dataset.fps:g} frames a second: give it "
-            "demonstrations of its own rate"
-        )
-    teacher.config = replace(teacher.config, control_hz=dataset.fps)
+    own = path / "config.json"
+    rate = agreed("the dataset's rate", dataset.fps, teacher.config.control_hz, own, "give the teacher demonstrations of its own rate")
+    agreed("--cameras", tuple(dataset.cameras), teacher.cameras, own)
+    teacher.config = replace(teacher.config, control_hz=rate)
     if not teacher.config.action_head:
         raise DistillationError(f"{path} is a base checkpoint, which cannot act yet: fine-tune it first (bitvla train)")
     student = make_student(teacher)

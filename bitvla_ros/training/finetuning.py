@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ..arguments import COUNT, NATURAL, POSITIVE
+from ..arguments import COUNT, NATURAL, POSITIVE, require_read
 
 EXAMPLES = """\
   bitvla train random:nano --dataset demos --output run --steps 20000 --batch-size 32 --learning-rate 5e-4
@@ -17,6 +17,7 @@ EXAMPLES = """\
 The same command again goes on where a run was stopped or killed. run/checkpoint is what bitvla eval and bitvla pack take."""
 
 FULL_PRECISION = ("vision", "language", "all")
+READ = {"weights in float32": ("dtype",)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -85,10 +86,14 @@ def show(result: dict[str, Any]) -> None:
 
 
 def training_config(arguments: argparse.Namespace) -> Any:
-    """A TrainingConfig of `add_training_arguments`."""
+    """A TrainingConfig of `add_training_arguments`. Raises UnreadOption and TrainingError for options that do not go together."""
     import torch
 
-    from .trainer import TrainingConfig, fast_dtype
+    from .trainer import TrainingConfig, TrainingError, fast_dtype
+
+    require_read(arguments.given, READ, "--direct-bf16" if arguments.direct_bf16 else "weights in float32")
+    if "warmup" in arguments.given and arguments.warmup > arguments.steps:
+        raise TrainingError(f"--warmup is {arguments.warmup} of --steps {arguments.steps}: give as many or fewer")
 
     return TrainingConfig(
         steps=arguments.steps,

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from ..arguments import COUNT, NATURAL, within
+from ..arguments import COUNT, NATURAL, require_read, within
 from ..policy.policy import Policy
 from ..simulation import FIRST_TRAINING_SEED, LIBERO_SUITES, ONE_SCENE_SUITES, SUITES, Environment, make
 from .dataset import DatasetError, DatasetWriter, Episode
@@ -35,6 +35,7 @@ EXAMPLES = """\
                                      what the expert does where a policy gets to; train on both: --dataset demonstrations corrections"""
 
 CAMERAS = ("scene", "wrist")
+READ = dict.fromkeys(ONE_SCENE_SUITES, ("counterfactuals",))
 ATTEMPTS = 10  # at an episode, each from another initial state
 HORIZON = 8  # actions of a counterfactual: BitVLA's chunk
 TAKEOVER = 120  # steps in which the expert takes over from a policy; most tasks take it about as long
@@ -248,6 +249,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     suites = tuple(dict.fromkeys(arguments.suite))
+    require_read(arguments.given, READ, *suites)
     policy = model_hash = None
     if arguments.policy is not None:
         from ..model.checkpoint import resolve

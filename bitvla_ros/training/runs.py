@@ -65,7 +65,7 @@ def train_on(
     def save(step: int) -> None:
         weights = group.weights(model)
         if group.first:
-            save_checkpoint(model, checkpoint, weights=weights, tokenizer=tokenizer, step=step)
+            save_checkpoint(model, checkpoint, weights=weights, tokenizer=tokenizer, cameras=list(dataset.cameras), step=step)
 
     trainer = Trainer(
         model,

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import shutil
+import sys
+import textwrap
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitvla_ros.arguments import within
+from bitvla_ros.arguments import require_read, within
 
 if TYPE_CHECKING:
     from .facts import Expected, Finding, Graph, Machine, Model
@@ -19,6 +23,8 @@ EXAMPLES = """\
   bitvla doctor --profile my_cell.yaml --seconds 10 --json > doctor.json
 
 It publishes nothing and moves nothing. Exit code 1: something failed. A check that cannot be made is shown as skipped."""
+
+READ = {"a policy that is the network": ("model",)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,17 +41,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    from rich.console import Console
-
     from .expected import load_expected
     from .gather import gather
 
     expected = load_expected(arguments.profile)
-    console = Console(stderr=True)
-    with console.status("reading the model"):
-        model, problem = _model(arguments.model or str(expected.policy["model"]), expected)
-    with console.status(f"listening for {arguments.seconds:g} s"):
-        graph, rmw, liveliness = gather(expected, arguments.seconds, (*arguments.remap, *expected.remappings))
+    policy = str(expected.policy["policy"])
+    require_read(arguments.given, READ, *(READ if policy == "bitvla" else [f"the profile's policy {policy!r}"]))
+    model, problem = _model(arguments.model or str(expected.policy["model"]), expected)
+    if model is not None and model.cameras is not None:
+        expected = replace(expected, policy={**expected.policy, "cameras": model.cameras})
+    print(f"listening for {arguments.seconds:g} s", file=sys.stderr)
+    graph, rmw, liveliness = gather(expected, arguments.seconds, (*arguments.remap, *expected.remappings))
     findings = list(examine(expected, graph, _machine(expected, rmw, liveliness), model, problem))
     counts = {level: sum(finding.level == level for finding in findings) for level in ("ok", "warn", "fail", "skip")}
     failed = ", ".join(finding.check for finding in findings if finding.level == "fail")
@@ -85,40 +91,45 @@ def examine(expected: Expected, graph: Graph, machine: Machine, model: Model | N
     yield from computer.check_transports(machine, graph)
 
 
-def show(result: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    styles = {"ok": "green", "warn": "yellow", "fail": "bold red", "skip": "dim"}
-    table = Table(box=None, padding=(0, 1), show_header=False)
-    for fixed in (True, True, False):
-        table.add_column(no_wrap=fixed, overflow="fold")
-    for check in result["checks"]:
-        style = styles[check["level"]]
-        words = Text(check["found"])
-        if check["remedy"]:
-            words.append(f"\n→ {check['remedy']}", style)
-        table.add_row(Text(check["level"], style), check["check"], words)
-    console = Console(highlight=False)
-    console.print(table)
-    counts = result["counts"]
-    console.print("\n" + ", ".join(f"{counts[level]} {word}" for level, word in _WORDS.items() if counts[level]))
-
-
+_COLOURS = {"ok": "32", "warn": "33", "fail": "1;31", "skip": "2"}  # of a terminal
 _WORDS = {"ok": "ok", "warn": "to look at", "fail": "failed", "skip": "skipped"}
 
 
+def show(result: dict[str, Any]) -> None:
+    """In plain text: on the machine that is examined, a library may be what is missing."""
+    indent = 8 + max(len(check["check"]) for check in result["checks"])
+    width = max(40, shutil.get_terminal_size().columns - indent)
+    for check in result["checks"]:
+        found = _lines(check["found"], width)
+        remedy = [_coloured(line, check["level"]) for line in _lines(f"→ {check['remedy']}", width)] if check["remedy"] else []
+        print(_coloured(f"{check['level']:<6}", check["level"]) + f"{check['check']:<{indent - 6}}" + found[0])
+        for line in found[1:] + remedy:
+            print(" " * indent + line)
+    counts = result["counts"]
+    print("\n" + ", ".join(f"{counts[level]} {word}" for level, word in _WORDS.items() if counts[level]))
+
+
+def _lines(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
+
+
+def _coloured(text: str, level: str) -> str:
+    return f"\x1b[{_COLOURS[level]}m{text}\x1b[0m" if sys.stdout.isatty() else text
+
+
 def _model(name: str, expected: Expected) -> tuple[Model | None, str]:
-    """What the model's files say, and why they cannot be read."""
+    """What the model's files say, and why they cannot be used."""
     from bitvla_ros.evaluation.readiness import needs
+    from bitvla_ros.stated import agreed
 
     from .facts import Model
 
     if not name or expected.policy["policy"] != "bitvla":
         return None, ""
+    given = {option: expected.policy[option] or None for option in ("norm_key", "attention", "chunk")}
     try:
-        found = needs(name, str(expected.policy["norm_key"]))
+        found = needs(name, **given)
+        agreed("cameras", tuple(filter(None, expected.policy["cameras"])) or None, found.cameras, name)
     except (ValueError, OSError) as error:
         return None, str(error)
     return Model(name if name.startswith("random:") else Path(name).name, **found._asdict()), ""

@@ -38,6 +38,11 @@ class Expected:
     remappings: tuple[str, ...] = ()
 
     @property
+    def cameras(self) -> tuple[str, ...]:
+        """Roles; where neither the profile nor the model names them, the policy's own."""
+        return tuple(role for role in self.policy["cameras"] if role) or ("scene", "wrist")
+
+    @property
     def simulator(self) -> bool:
         """A simulator moves the arm: it says on simulation_state what time it is and what succeeded."""
         return bool(self.controller["simulator"])
@@ -210,7 +215,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Model:
-    """What a model's files say. bytes: of its weights, packed. packed: on disk already. control_hz: None where it does not say.
+    """What a model's files say. bytes: of its weights, packed. packed: on disk already. control_hz, cameras: None where it does not say.
 
     state_low, state_high: float64 [8], what 1 % and 99 % of the training data's states lie below; None without proprioception.
     """
@@ -223,3 +228,4 @@ class Model:
     image_size: int
     state_low: NDArray[np.float64] | None = None
     state_high: NDArray[np.float64] | None = None
+    cameras: tuple[str, ...] | None = None

@@ -171,7 +171,7 @@ class Listener:
             return
         policy["synchronised"] = self._synchronised
         p = SimpleNamespace(**{name.replace(".", "_"): value for name, value in policy.items()})
-        spec = PolicySpec("doctor", tuple(policy["cameras"]), 1, float(self._expected.controller["control_hz"]), False, "")
+        spec = PolicySpec("doctor", self._expected.cameras, 1, float(self._expected.controller["control_hz"]), False, "")
         frames = self._frames if policy["state_source"] == "tf" else None
         self.graph.gated = Gated()
         self._inputs = Inputs(self._node, p, spec, frames, lambda: None, self._refuse)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from bitvla_ros.stated import same
+
 from .cameras import DEFAULT_TRANSPORTS
 from .facts import Expected, Finding, Graph, Machine, Model
 
@@ -18,7 +20,7 @@ SHARED_MEMORY = 60 * MB  # a few nodes with segments of 16 MB; a container gets 
 def check_model(model: Model | None, problem: str, expected: Expected) -> Iterator[Finding]:
     """problem: why the model cannot be read, "" where it can or none was named."""
     if problem:
-        yield Finding("model", "fail", problem, "give --model a packed model, a checkpoint, its Hugging Face id, or random:nano")
+        yield Finding("model", "fail", problem, "correct the profile, or give --model a model, a checkpoint, its hub id, or random:nano")
         return
     if model is None:
         yield Finding("model", "skip", "none was named", "give --model to check its control rate, memory and training data")
@@ -39,11 +41,11 @@ def _rate(model: Model, expected: Expected) -> Finding:
     if model.control_hz is None and not asked:
         remedy = "set the policy's control_hz to the rate of the dataset that it was fine-tuned on (LIBERO: 20)"
         return Finding(name, "fail", "the model does not say at what rate its actions are to be played", remedy)
-    if asked and model.control_hz is not None and asked != model.control_hz:
+    if asked and model.control_hz is not None and not same(asked, model.control_hz):
         found = f"the policy's control_hz is {asked:g}, the model's own {model.control_hz:g}"
         return Finding(name, "fail", found, "leave the policy's control_hz at 0")
-    rate = asked or model.control_hz
-    if rate != steps:
+    rate = model.control_hz or asked
+    if not same(rate, steps):
         found = f"the model's actions are meant for {rate:g} Hz, the controller steps at {steps:g} Hz and would refuse them"
         return Finding(name, "fail", found, f"set the controller's control_hz to {rate:g}")
     return Finding(name, "ok", f"{rate:g} Hz, the model's and the controller's")

@@ -18,7 +18,7 @@ def wanted(expected: Expected) -> tuple[Wanted, ...]:
     policy = expected.policy
     compressed = policy["camera_transport"] == "compressed"
     kind, suffix = ("sensor_msgs/msg/CompressedImage", "/compressed") if compressed else ("sensor_msgs/msg/Image", "")
-    topics = [Wanted(f"camera {role}", f"camera/{role}/image_raw{suffix}", kind, role) for role in policy["cameras"]]
+    topics = [Wanted(f"camera {role}", f"camera/{role}/image_raw{suffix}", kind, role) for role in expected.cameras]
     topics.append(Wanted("joint_states", "joint_states", "sensor_msgs/msg/JointState"))
     if "pose" in (policy["state_source"], expected.controller["state_source"]):
         topics.append(Wanted("end_effector_pose", "end_effector_pose", "geometry_msgs/msg/PoseStamped"))

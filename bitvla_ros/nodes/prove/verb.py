@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitvla_ros.arguments import COUNT, NATURAL
+from bitvla_ros.arguments import COUNT, NATURAL, require_read
 
 if TYPE_CHECKING:  # what needs ROS or a library is imported where it is used: --help must work everywhere
     from bitvla_ros.evaluation.proofs.findings import Advance, Finding
@@ -133,6 +133,8 @@ PROOFS = {
     "false_stop": Proof(3_600, "s", "stops without a reason, while a network infers, and memory that grows", _promise("false_stop")),
 }
 
+READ = {name: ("seed",) for name in PROOFS if name != "lifecycle"}
+
 EXAMPLES = """\
   bitvla prove                                     every proof, a thirtieth of its full length
   bitvla prove --trials 300                        full length, hours: what docs/safety.md shows
@@ -155,6 +157,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    import matplotlib  # noqa: F401, for the report: its lack is known before hours are spent
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -168,6 +171,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
     console = Console(stderr=True, highlight=False)
     names = list(dict.fromkeys(arguments.only or PROOFS))
+    require_read(arguments.given, READ, *names)
     findings: list[Finding] = []
     broken: list[str] = []
     code = revision()

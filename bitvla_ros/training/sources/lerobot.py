@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...stated import agreed
 from ..dataset import Episode
 from ..lerobot_format import ACTION, INFO, STATE, STATISTICS, decode_image
 from . import ConversionError
@@ -45,11 +46,16 @@ def rate(path: Path) -> float:
     return float(_info(path)["fps"])
 
 
+def robot_type(path: Path) -> str | None:
+    """Which robot it says, if it says one."""
+    said = _info(path).get("robot_type")
+    return said if isinstance(said, str) and said not in ("", "unknown") else None
+
+
 def read_lerobot(path: Path, options: LerobotOptions, say: Callable[[str], None]) -> Iterator[tuple[str, Episode]]:
-    """Where it comes from, and the episode. Raises ConversionError."""
+    """Where it comes from, and the episode. Raises ConversionError, and Contradiction for what the dataset says otherwise."""
     info = _info(path)
-    if options.control_hz is not None and options.control_hz != float(info["fps"]):
-        raise ConversionError(f"{path} has {info['fps']} frames a second, not {options.control_hz:g}; it is not resampled")
+    agreed("--control-hz", options.control_hz, float(info["fps"]), path / INFO, "leave it out; a dataset is not resampled")
     cameras = _cameras(path, info["features"], options.cameras)
     for name, option in ((options.state, "--state"), (options.action, "--action")):
         if name not in info["features"]:
@@ -219,9 +225,8 @@ def _cameras(path: Path, features: Mapping[str, Any], wanted: Mapping[str, str])
 def _gripper(
     path: Path, info: Mapping[str, Any], options: LerobotOptions, say: Callable[[str], None]
 ) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
-    values = options.gripper_values
-    if values is None and "source" in info and (path / STATISTICS).is_file():  # of our own writer, which takes nothing else
-        values = (1.0, 0.0)
+    ours = "source" in info and (path / STATISTICS).is_file()  # of our own writer, which takes nothing else
+    values = agreed("--gripper-open, --gripper-closed", options.gripper_values, (1.0, 0.0) if ours else None, path)
     if values is None or values[0] == values[1]:
         raise ConversionError(
             f"{path}: nobody says what its gripper action means: give its values with --gripper-open and --gripper-closed "
