@@ -29,6 +29,7 @@ def bitvla(verb: str, *options: str | Path) -> dict[str, Any]:
     return result
 
 
+@pytest.mark.timeout(600)
 def test_demonstrations_become_a_ternary_policy_that_is_evaluated(tmp_path):
     demos, suite = tmp_path / "demos", "tabletop_spatial"  # the suite with the shortest episodes
     bitvla("record", "--suite", suite, "--episodes", 2, "--image-size", 112, "--render-size", 112, "--output", demos)
