@@ -288,5 +288,5 @@ def test_datasets_that_are_none_are_refused(tmp_path, capsys):
 
 def test_another_rate_is_refused(tmp_path, capsys):
     source = write(tmp_path / "in", "v2.1", video=False)
-    assert "10 frames a second" in refused(capsys, source, *GRIPPER, "--control-hz", 20)
+    assert "states 10" in refused(capsys, source, *GRIPPER, "--control-hz", 20)
     assert "no pictures wrist=w" in refused(capsys, source, *GRIPPER, "--camera", "wrist=w")

@@ -157,4 +157,4 @@ def test_files_that_are_no_demonstrations_are_refused(tmp_path, capsys):
     assert "no readable HDF5" in convert(capsys, tmp_path / "broken.hdf5", tmp_path / "out")[1]["error"]
     assert "data/demo_0" in convert(capsys, write(tmp_path / "empty_demo.hdf5"), tmp_path / "out")[1]["error"]
     file = write(tmp_path / "a_demo.hdf5", demonstration())
-    assert "20 frames a second" in convert(capsys, file, tmp_path / "out", "--control-hz", 10)[1]["error"]
+    assert "states 20" in convert(capsys, file, tmp_path / "out", "--control-hz", 10)[1]["error"]

@@ -101,9 +101,9 @@ def test_a_nodes_parameter_file_shows_every_default(name: str) -> None:
 def test_a_simulators_parameter_file_names_parameters_that_exist(name: str) -> None:
     content = yaml.safe_load((REPOSITORY / "config" / f"{name}.yaml").read_text())
     assert set(content) <= {f"/**/{node}" for node in TABLES}
-    for node, table in TABLES.items():
-        known = {parameter.name: parameter for parameter in table}
-        for parameter, value in content[f"/**/{node}"]["ros__parameters"].items():
+    for node, values in content.items():
+        known = {parameter.name: parameter for parameter in TABLES[node.removeprefix("/**/")]}
+        for parameter, value in values["ros__parameters"].items():
             check(known[parameter], value)
 
 
