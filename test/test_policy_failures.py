@@ -50,9 +50,9 @@ def in_process(graph: TestGraph, policy: Scripted, make_frames=None, **parameter
     node = PolicyNode(context=graph.context, parameter_overrides=overrides, **frames)
     graph.executor.add_node(node)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(load, "load_policy", lambda p: policy)
+        patch.setattr(load, "load_policy", lambda p, log: policy)
         node.start()
-    assert node.state == "active"
+        graph.wait(lambda: node.state == "active", "the active node")
     try:
         yield node
     finally:

@@ -34,6 +34,7 @@ from .events import SubscriptionEventCallbacks, UnsupportedEventTypeError
 from .goal import Goal
 from .lifecycle import ManagedNode, run
 from .liveliness import Liveliness
+from .loading import PolicyLoading
 from .parameters import ParameterError
 from .publishing import retire
 from .qos import CHUNK, TASK
@@ -72,7 +73,8 @@ class ControllerNode(ManagedNode):
             chunks = self.create_subscription(ActionChunk, "action_chunk", self._on_chunk, CHUNK, event_callbacks=events)
         except UnsupportedEventTypeError as error:
             raise OSError("this RMW reports no liveliness, so a dead policy would go unseen: use rmw_fastrtps_cpp") from error
-        self._entities += [lambda: self.destroy_subscription(chunks), self._policy.close]
+        self._loading = PolicyLoading(self)
+        self._entities += [lambda: self.destroy_subscription(chunks), self._policy.close, self._loading.close]
         output = Commands if p.sink_kind == sinks.SIMULATOR else Setpoints
         self._arm = Arm(self, p, on_pose=self._on_pose, on_state=self._on_state, polled=output is Setpoints)
         self._entities.append(self._arm.close)
@@ -119,7 +121,7 @@ class ControllerNode(ManagedNode):
         if surplus := self._surplus:
             return Status(WARN, surplus, values)
         if not self._policy.alive:
-            return Status(WARN, "no policy", values)
+            return Status(WARN, self._loading.missing or "no policy", values)
         if session.running and session.blind:
             limit = f"{1e3 * session.guard.limits.unseen:.0f} ms"
             why = "half of limits.max_state_age, or what limits.speed takes for half of limits.following_position"
@@ -152,6 +154,8 @@ class ControllerNode(ManagedNode):
             self._end(Result(Outcome.FAULT, refusal, 0, 0))
         else:
             self._advance()
+            if not goal.started and self._loading.missing is not None:
+                self.get_logger().info(f"goal {goal.instruction!r} waits: {self._loading.missing}")
         return await goal.result()
 
     def _on_cancel(self, handle: Any) -> CancelResponse:
@@ -186,7 +190,7 @@ class ControllerNode(ManagedNode):
         if self._arm.missing is not None:
             return self._arm.missing
         if self._policy.missing is not None:
-            return self._policy.missing
+            return self._loading.missing or self._policy.missing
         if self._arm.lockstep and not self._output.tick_waits:
             return "the simulator's next tick has not come"
         return None
@@ -285,7 +289,7 @@ class ControllerNode(ManagedNode):
 
     def _on_watch(self) -> None:
         goal = self._goal
-        if goal is not None and not goal.started and time.monotonic() - goal.since > self._p.start_timeout:
+        if goal is not None and not goal.started and time.monotonic() - self._loading.waits_since(goal.since) > self._p.start_timeout:
             missing = self._missing() or "not ready"
             self._end(Result(Outcome.FAULT, f"not started within {self._p.start_timeout:g} s: {missing}", 0, 0))
             return

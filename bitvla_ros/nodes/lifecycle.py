@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import rclpy
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.clock import Clock, ClockType
 from rclpy.executors import Executor, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
+from rclpy.task import Future
 from rclpy.timer import Timer
 
 from .diagnostics import ERROR, OK, Diagnostics, Status
@@ -35,6 +42,9 @@ class ManagedNode(LifecycleNode):
     Override configure, activate, deactivate, cleanup and status. An exception in configure or activate is logged and shown on
     /diagnostics, what had begun is undone with deactivate or cleanup, and the transition fails, so the node can be put right
     and configured again. deactivate and cleanup must therefore cope with a node that came half-way.
+
+    What takes long goes into load, which runs on a thread of its own, in the state configuring: the node answers its services
+    meanwhile, no other transition may begin, and whoever asked for this one gets his answer at its end.
     """
 
     def __init__(self, name: str, table: Sequence[Parameter], **options: Any) -> None:
@@ -42,14 +52,25 @@ class ManagedNode(LifecycleNode):
         self.parameters = Parameters(self, (AUTOSTART, *table))
         self.failure: str | None = None  # why the last transition failed
         self.state = "unconfigured"
+        self.loading = ""  # what load loads, in words
+        self.loaded: Any = None  # what it returned, for configure
+        self.ending = False  # the process was told to end: what is loaded by then is not used any more
+        self._configuring_since = 0.0  # to configure, s of the steady clock
+        service, group = self._service_change_state, MutuallyExclusiveCallbackGroup()  # while it waits, the node's others go on
+        self._change_state = service.callback  # rclpy's own, which makes a transition in one go
+        service.callback, service.callback_group = self._on_change_state, group
+        group.add_entity(service)
         self.diagnostics = Diagnostics(self, self.outlet(), self._status)
 
     def outlet(self) -> Node:
         """The node that publishes this one's diagnostics; asked for once."""
         return self
 
+    def load(self, p: SimpleNamespace) -> Any:
+        """Load what takes long, on a thread of its own, and return it. Changes nothing of the node: its process may end meanwhile."""
+
     def configure(self, p: SimpleNamespace) -> None:
-        """Load what is needed. p: the checked parameters by name."""
+        """Make what is needed, of `loaded` too. p: the checked parameters by name."""
 
     def activate(self) -> None:
         """Begin to work."""
@@ -69,9 +90,9 @@ class ManagedNode(LifecycleNode):
         return self.create_timer(period, callback, clock=Clock(clock_type=ClockType.STEADY_TIME))
 
     def start(self) -> None:
-        """Configure and activate, where the parameter autostart says so."""
-        if self.get_parameter("autostart").value and self.trigger_configure() == SUCCESS:
-            self.trigger_activate()
+        """Begin to configure and activate, where the parameter autostart says so. The node has an executor already."""
+        if self.get_parameter("autostart").value:
+            self.executor.create_task(self._autostart)
 
     def stop(self) -> None:
         """Deactivate and clean up from whatever state: the process ends."""
@@ -83,13 +104,22 @@ class ManagedNode(LifecycleNode):
 
     # Called by rclpy.
 
+    async def _on_change_state(self, request: ChangeState.Request, response: ChangeState.Response) -> ChangeState.Response:
+        wanted = request.transition.label or request.transition.id
+        if wanted in ("configure", Transition.TRANSITION_CONFIGURE) and self.state == "unconfigured":
+            response.success = await self._configure() == SUCCESS
+            return response
+        return self._change_state(request, response)
+
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
-        result = self._attempt("configure", lambda: self.configure(self.parameters.read()), self.cleanup, "inactive")
-        _settle()
-        return result
+        raise RuntimeError("trigger_configure() cannot wait for what is loaded: call start(), or the service change_state")
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        return self._attempt("activate", self.activate, self.deactivate, "active")
+        try:
+            self.activate()
+        except Exception as error:
+            return self._fail("activate", error, self.deactivate, "inactive")
+        return self._succeed("active")
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         self._undo(self.deactivate)
@@ -107,20 +137,55 @@ class ManagedNode(LifecycleNode):
         self.stop()
         return SUCCESS
 
-    def _attempt(self, what: str, act: Callable[[], None], undo: Callable[[], None], then: str) -> TransitionCallbackReturn:
+    async def _autostart(self) -> None:
+        if await self._configure() == SUCCESS and not self.ending:
+            self.trigger_activate()
+
+    async def _configure(self) -> TransitionCallbackReturn:
+        """As rclpy makes the transition, but in two goes, with the loading between them."""
+        self._state_machine.trigger_transition_by_id(Transition.TRANSITION_CONFIGURE, True)
+        self.state, self.failure, self._configuring_since = "configuring", None, time.monotonic()
         try:
-            act()
+            p = self.parameters.read()
+            self.loaded = await self._load_apart(p)
+            self.configure(p)
         except Exception as error:
-            self.failure = f"{what} failed: {error}" if isinstance(error, EXPECTED) else f"{what} failed: {error!r}"
-            detail = "" if isinstance(error, EXPECTED) else "\n" + traceback.format_exc()
-            self.get_logger().error(self.failure + detail)
-            self._undo(undo)
-            self.diagnostics.publish()
-            return FAILURE
-        self.failure = None
-        self.state = then
-        self.get_logger().info(then)
+            result = self._fail("configure", error, self.cleanup, "unconfigured")
+        else:
+            result = self._succeed("inactive")
+        self.loaded, self.loading = None, ""
+        _settle()
+        self._state_machine.trigger_transition_by_label(result.to_label(), True)
+        return result
+
+    def _load_apart(self, p: SimpleNamespace) -> Future[Any]:
+        future: Future[Any] = Future(executor=self.executor)
+        future.add_done_callback(lambda _: None)  # a task of the executor, which wakes it
+
+        def work() -> None:
+            try:
+                future.set_result(self.load(p))
+            except Exception as error:
+                future.set_exception(error)
+            except BaseException as error:  # a library that would end the process
+                future.set_exception(RuntimeError(f"loading ended with {error!r}"))
+
+        threading.Thread(target=work, name="loading", daemon=True).start()
+        return future
+
+    def _succeed(self, state: str) -> TransitionCallbackReturn:
+        self.failure, self.state = None, state
+        self.get_logger().info(state)
         return SUCCESS
+
+    def _fail(self, what: str, error: Exception, undo: Callable[[], None], state: str) -> TransitionCallbackReturn:
+        self.state = state
+        self.failure = f"{what} failed: {error}" if isinstance(error, EXPECTED) else f"{what} failed: {error!r}"
+        detail = "" if isinstance(error, EXPECTED) else "\n" + "".join(traceback.format_exception(error))
+        self.get_logger().error(self.failure + detail)
+        self._undo(undo)
+        self.diagnostics.publish()
+        return FAILURE
 
     def _undo(self, act: Callable[[], None]) -> None:
         try:
@@ -131,6 +196,8 @@ class ManagedNode(LifecycleNode):
     def _status(self) -> Status:
         if self.failure is not None:
             return Status(ERROR, self.failure, {"state": self.state})
+        if self.loading:
+            return Status(OK, f"loading, {time.monotonic() - self._configuring_since:.0f} s: {self.loading}", {"state": self.state})
         return self.status() if self.state == "active" else Status(OK, self.state)
 
 
@@ -147,13 +214,17 @@ def run(
 ) -> int:
     """Run one node until SIGINT or SIGTERM; the exit code.
 
-    The signals only raise a flag. So the node is deactivated, and may publish a last stop, while its context is still alive.
+    The signals only raise a flag. So the node is deactivated, and may publish a last stop, while its context is still alive. What a node
+    still loads then is not waited for: its thread ends with the process.
     """
     ended = False
+    node: ManagedNode | None = None
 
     def end(*_: object) -> None:
         nonlocal ended
         ended = True
+        if node is not None:
+            node.ending = True
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, end)
@@ -170,8 +241,13 @@ def run(
         while not ended and rclpy.ok():
             spinner.spin_once(timeout_sec=0.1)
     finally:
-        spinner.shutdown(timeout_sec=1.0)
+        loading = node.state == "configuring"
+        spinner.shutdown(timeout_sec=0.0 if loading else 1.0)
         node.stop()
         node.destroy_node()
         rclpy.try_shutdown()
+    if loading:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)  # libraries that are still used by a thread do not survive their unloading
     return 0

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
-
-from rclpy.logging import get_logger
 
 from ..arguments import require_read
 from ..policy.policy import Policy
@@ -50,8 +48,9 @@ READ = {
 }
 
 
-def load_policy(p: SimpleNamespace) -> Policy:
-    """The policy that the parameters ask for, warmed up. Raises what loading raises: nothing half-loaded is returned."""
+def load_policy(p: SimpleNamespace, log: Callable[[str], object]) -> Policy:
+    """The policy that the parameters ask for, warmed up. log: what it runs on, and how fast. Raises what loading raises: nothing
+    half-loaded is returned."""
     given = {name: value for name, default in DEFAULTS.items() if (value := getattr(p, name)) != default}
     require_read(given, READ, _kind(p), prefix="")
     if p.policy == "expert":
@@ -64,7 +63,7 @@ def load_policy(p: SimpleNamespace) -> Policy:
         from ..policy.replay import ReplayPolicy
 
         return _as_stated(ReplayPolicy.load(p.model), given, p.model)
-    return _load_bitvla(p, given)
+    return _load_bitvla(p, given, log)
 
 
 def _kind(p: SimpleNamespace) -> str:
@@ -81,7 +80,7 @@ def _as_stated(policy: Policy, given: Mapping[str, Any], where: str) -> Policy:
     return policy
 
 
-def _load_bitvla(p: SimpleNamespace, given: Mapping[str, Any]) -> Policy:
+def _load_bitvla(p: SimpleNamespace, given: Mapping[str, Any], log: Callable[[str], object]) -> Policy:
     # OpenMP's threads spin while they wait for each other, which beside a simulator on a full machine takes ten times as long (2 threads,
     # 2 cores, load 10: 1.7 s against 0.24 s a chunk of nano). Read when torch loads the library.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -115,5 +114,5 @@ def _load_bitvla(p: SimpleNamespace, given: Mapping[str, Any]) -> Policy:
         raise ValueError(f"{p.model} cannot infer: {error}") from error
     backend = policy.model.backend
     arithmetic = "float weights" if backend is None else f"backend {backend.name}"
-    get_logger("policy").info(f"{p.model} runs on {policy.model.device}, {arithmetic}; a chunk took {latency.total:.2f} s")
+    log(f"{p.model} runs on {policy.model.device}, {arithmetic}; a chunk took {latency.total:.2f} s")
     return policy

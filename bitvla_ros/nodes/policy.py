@@ -35,6 +35,7 @@ from .frames import Frames, TfFrames
 from .inputs import Inputs
 from .lifecycle import ManagedNode, run
 from .liveliness import Pulse
+from .loading import TOPIC, announced
 from .missing import need
 from .parameters import Parameter, ParameterError
 from .qos import CHUNK_OFFERED, LATCHED
@@ -88,24 +89,25 @@ class PolicyNode(ManagedNode):
 
     # ---- lifecycle
 
-    def configure(self, p: SimpleNamespace) -> None:
+    def load(self, p: SimpleNamespace) -> Policy:
+        """The policy that the parameters ask for. What is soon found wrong is found first."""
         if p.state_source == "tf" and self._make_frames is TfFrames:
             need("tf2_ros")
-        shape = (p.image_height, p.image_width)
-        if (shape[0] == 0) != (shape[1] == 0):
-            raise ParameterError(f"image_height is {shape[0]}, image_width {shape[1]}: give both, or 0 for both")
-        self.get_logger().info(f"loading {p.policy} {p.model}".rstrip())
-        self._policy = self.load(p)
+        if (p.image_height == 0) != (p.image_width == 0):
+            raise ParameterError(f"image_height is {p.image_height}, image_width {p.image_width}: give both, or 0 for both")
+        self.loading = f"{p.policy} {p.model}".rstrip()
+        self.get_logger().info(f"loading {self.loading}")
+        with announced(self._sender.node, self.resolve_topic_name(TOPIC), self.loading):
+            return load.load_policy(p, self.get_logger().info)
+
+    def configure(self, p: SimpleNamespace) -> None:
+        self._policy, shape = self.loaded, (p.image_height, p.image_width)
         spec = self._policy.spec
         limits = {name: round(getattr(p, name) * 1000 * MS) for name in ("max_age", "max_future", "max_skew")}
         self._gate = Gate(
             GateConfig(spec.cameras, spec.privileged, image_shape=shape if all(shape) else None, frozen_frames=p.frozen_frames, **limits)
         )
         self._p = p
-
-    def load(self, p: SimpleNamespace) -> Policy:
-        """The policy that the parameters ask for."""
-        return load.load_policy(p)
 
     def activate(self) -> None:
         assert self._policy is not None
