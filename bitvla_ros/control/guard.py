@@ -73,6 +73,11 @@ class Guard:
         if self.fault is not None:
             self.fault = self._epoch = None
 
+    def restrict(self, limits: Limits) -> None:
+        """Go on with stricter limits."""
+        self.limits = limits
+        self.setpoints.restrict(limits)
+
     @property
     def liveliness_grace(self) -> float:
         """s"""

@@ -12,6 +12,21 @@ from .motion import MotionConfig
 CLAMPS = ("offset", "speed", "angular_speed", "acceleration", "angular_acceleration")
 
 UNIT_TOLERANCE = 0.01  # of a measured quaternion's length
+# What a running session takes on where it becomes stricter: lower, and of the box's lower corner higher. A lower acceleration is not
+# stricter: it makes every stop longer.
+RESTRICTABLE = (
+    "workspace_min",
+    "workspace_max",
+    "speed",
+    "angular_speed",
+    "max_state_age",
+    "chunk_deadline",
+    "hang_limit",
+    "liveliness_grace",
+    "following_position",
+    "following_angle",
+    "gripper_rate",
+)
 
 _LEAD = 0.6  # of the following limits, from where offsets count at most: hard pushing gets beyond them, gentle touching does not
 
@@ -124,6 +139,15 @@ class Limits:
         """How old the measured pose may be, s, before setpoints come to rest: half as old as is a fault, and no older than the arm needs
         at full speed for half of the following limits. So an arm whose driver is held up is not found far behind its setpoints."""
         return min(self.max_state_age, self.following_position / self.speed, self.following_angle / self.angular_speed) / 2
+
+    def looser(self, than: Limits) -> list[str]:
+        """Names, of RESTRICTABLE, in which these limits allow more than those do."""
+
+        def more(name: str) -> bool:
+            new, old = np.array(getattr(self, name)), np.array(getattr(than, name))
+            return bool((new < old if name == "workspace_min" else new > old).any())
+
+        return [name for name in RESTRICTABLE if more(name)]
 
     def motion(self, model: str, lag: float = 0.0) -> MotionConfig:
         """The reference model that keeps to these limits. model: of motion.MODELS. lag: s, by which the arm follows behind setpoints."""

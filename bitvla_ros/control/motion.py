@@ -28,6 +28,7 @@ ROTATION_STIFFNESS = 75.0  # 1/s^2, which has the response that was measured
 DAMPING = 2.0 * math.sqrt(STIFFNESS)  # 1/s
 
 _INSTANT = 1e-9  # s; times are whole nanoseconds
+_TOLERANCE = 1e-9  # relative
 _NOTHING = np.zeros(3)
 
 
@@ -70,7 +71,7 @@ class _Axis:
     def __init__(self, stiffness: float, speed: float, acceleration: float, lag: float) -> None:
         self._slow = DAMPING / 2.0
         self._split = math.sqrt(max(self._slow**2 - stiffness, 0.0))  # of the two poles; 0: critically damped
-        self._stiffness, self._speed, self._acceleration, self._lag = stiffness, speed, acceleration, lag
+        self.speed, self._stiffness, self._acceleration, self._lag = speed, stiffness, acceleration, lag
         self.resume(_NOTHING)
 
     def resume(self, velocity: Array) -> None:
@@ -107,7 +108,12 @@ class _Axis:
         return moved
 
     def _limited(self, velocity: Array, dt: float) -> Array:
-        self.mean = self.mean + shortened(shortened(velocity, self._speed) - self.mean, self._acceleration * dt)
+        change = self._acceleration * dt
+        before, self.mean = self.mean, self.mean + shortened(shortened(velocity, self.speed) - self.mean, change)
+        fast = math.hypot(*before.tolist())
+        if fast > self.speed * (1.0 + _TOLERANCE):  # which was lowered meanwhile: straight on, and slower, before anything else
+            slower = shortened(before, max(self.speed, fast - change))
+            self.mean = min(self.mean, slower, key=lambda velocity: math.hypot(*velocity.tolist()))
         return self.mean * dt
 
 
@@ -138,6 +144,11 @@ class Motion:
         self._rotation.resume(setpoint.angular)
         self._gripper = setpoint.gripper
         self._place(setpoint.position, setpoint.orientation)
+
+    def restrict(self, config: MotionConfig) -> None:
+        """Go on with a lower speed, slowing down within the acceleration, and with a shorter lead."""
+        self.config = config
+        self._translation.speed, self._rotation.speed = config.speed, config.angular_speed
 
     def rebase(self, arm: ArmState) -> None:
         """Be where the arm is measured, at the velocity of before: for an arm that somebody else moves."""

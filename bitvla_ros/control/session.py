@@ -277,6 +277,21 @@ class Session:
         self.guard.trip(reason, message)
         self._notice()
 
+    def restrict(self, limits: Limits) -> None:
+        """Take on stricter limits, at once. Setpoints that are faster than these slow down within the acceleration; nothing faults that
+        keeps to them. Raises ValueError, and changes nothing, where one is looser, or where a setpoint that moves or is being led would
+        be outside the smaller box."""
+        now = self.config.limits
+        if looser := limits.looser(now):
+            raise ValueError(f"{', '.join(looser)} would allow more than now, and only stricter limits are taken on")
+        box = limits.workspace_min, limits.workspace_max
+        led = (self.running or self._stopping) and box != (now.workspace_min, now.workspace_max)
+        if led and not self.guard.setpoints.stays_inside(limits):
+            raise ValueError("the setpoint, or where it could stop, is outside this box: end the task, or lead the arm inside first")
+        self.config = replace(self.config, limits=limits)
+        self.guard.restrict(limits)
+        self.motion.restrict(limits.motion(self.config.motion, self.config.lag))
+
     def policy_alive(self, alive: bool, steady: int) -> None:
         """Liveliness of the policy. Its loss during a task is a fault, found by `watch` after a grace."""
         self.guard.policy_alive(alive, steady)

@@ -67,6 +67,18 @@ class SetpointChecks:
         if self.last is not None:
             self.last = replace(self.last, position=arm.position, orientation=arm.orientation)
 
+    def restrict(self, limits: Limits) -> None:
+        """Go on with stricter limits."""
+        self._limits = limits
+        self._low, self._high = np.array(limits.workspace_min), np.array(limits.workspace_max)
+
+    def stays_inside(self, limits: Limits) -> bool:
+        """The last setpoint, and where a stop that began there would end, are in the box of these limits."""
+        if self.last is None:
+            return True
+        places = np.array([self.last.position, self._stops_at(self.last)])
+        return bool(((places >= limits.workspace_min) & (places <= limits.workspace_max)).all())
+
     def stop(self, steady: int, epoch: int) -> Setpoint | None:
         """The next setpoint of a stop. None where none has gone out."""
         if self.last is None:
@@ -112,7 +124,7 @@ class SetpointChecks:
             (setpoint.linear, last.linear, moved, limits.speed, limits.acceleration, "", "m"),
             (setpoint.angular, last.angular, turn, limits.angular_speed, limits.angular_acceleration, "angular_", "rad"),
         ):
-            asked = _norm(velocity)
+            asked, speed = _norm(velocity), max(speed, _norm(before) - acceleration * elapsed)  # a limit that was lowered is slowed down to
             if asked > speed * (1 + _TOLERANCE):
                 raise Violation(FaultReason(kind + "speed"), f"setpoint of {asked:.3f} {unit}/s; the limit is {speed:g}")
             change = _norm(velocity - before)
@@ -155,7 +167,7 @@ class SetpointChecks:
 
     def _check_workspace(self, setpoint: Setpoint) -> None:
         """Where a stop that began now would end. Inwards is always allowed."""
-        ahead = setpoint.position + setpoint.linear * (_norm(setpoint.linear) / (2 * self._limits.acceleration))
+        ahead = self._stops_at(setpoint)
         low, high = self._low, self._high
         outward = ((ahead < low) & (setpoint.linear < 0)) | ((ahead > high) & (setpoint.linear > 0))
         if outward.any():
@@ -166,9 +178,13 @@ class SetpointChecks:
                 f" box {low.tolist()} to {high.tolist()}",
             )
 
+    def _stops_at(self, setpoint: Setpoint) -> NDArray[np.float64]:
+        return setpoint.position + setpoint.linear * (_norm(setpoint.linear) / (2 * self._limits.acceleration))
+
     def _check_gripper(self, setpoint: Setpoint, last: Setpoint, steady: int) -> None:
-        if setpoint.gripper != last.gripper:
-            self._travel.append((steady, abs(setpoint.gripper - last.gripper)))
+        if setpoint.gripper == last.gripper:
+            return
+        self._travel.append((steady, abs(setpoint.gripper - last.gripper)))
         while self._travel and self._travel[0][0] <= steady - _SECOND:
             self._travel.popleft()
         travel = sum(by for _, by in self._travel)

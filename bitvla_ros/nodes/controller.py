@@ -17,7 +17,7 @@ from rclpy.action import ActionServer, CancelResponse, GoalResponse
 from std_srvs.srv import Trigger
 
 from bitvla_ros.action import ExecuteInstruction
-from bitvla_ros.control.limits import FaultReason
+from bitvla_ros.control.limits import RESTRICTABLE, FaultReason
 from bitvla_ros.control.player import ChunkRefused
 from bitvla_ros.control.session import Outcome, Result, Session
 from bitvla_ros.msg import ActionChunk, Task
@@ -47,6 +47,8 @@ WATCH_PERIOD = 0.1  # s, of deadlines
 
 
 class ControllerNode(ManagedNode):
+    changeable = frozenset(f"limits.{name}" for name in RESTRICTABLE)
+
     def __init__(self) -> None:
         super().__init__("controller", PARAMETERS)
         self._goal: Goal | None = None
@@ -102,6 +104,9 @@ class ControllerNode(ManagedNode):
     def cleanup(self) -> None:
         while self._entities:
             self._entities.pop()()
+
+    def change(self, p: SimpleNamespace) -> None:
+        self._session.restrict(control_config(p).limits)
 
     def status(self) -> Status:
         session, fault = self._session, self._session.guard.fault

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,7 +26,7 @@ from rclpy.task import Future
 from rclpy.timer import Timer
 
 from .diagnostics import ERROR, OK, Diagnostics, Status
-from .parameters import Parameter, Parameters
+from .parameters import Parameter, ParameterError, Parameters
 
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 
@@ -34,6 +34,13 @@ AUTOSTART = Parameter("autostart", True, "Configure and activate the node when i
 
 # Errors that explain themselves: bad values, files and packages. Anything else is a bug and is logged with its traceback.
 EXPECTED = (ValueError, OSError, ImportError)
+
+# What brings a node back to where it reads its parameters.
+_BACK = {
+    "configuring": "wait until it is configured, then clean up the node",
+    "inactive": "clean up the node",
+    "active": "deactivate and clean up the node",
+}
 
 
 class ManagedNode(LifecycleNode):
@@ -44,12 +51,17 @@ class ManagedNode(LifecycleNode):
     and configured again. deactivate and cleanup must therefore cope with a node that came half-way.
 
     What takes long goes into load, which runs on a thread of its own, in the state configuring: the node answers its services
-    meanwhile, no other transition may begin, and whoever asked for this one gets his answer at its end.
+    meanwhile, no other transition may begin, and whoever asked for this one gets the answer at its end.
+
+    changeable: names of the parameters that `change` takes on while the node is configured. Any other is read in configure alone, and
+    setting it in between is refused.
     """
+
+    changeable: frozenset[str] = frozenset()
 
     def __init__(self, name: str, table: Sequence[Parameter], **options: Any) -> None:
         super().__init__(name, **options)
-        self.parameters = Parameters(self, (AUTOSTART, *table))
+        self.parameters = Parameters(self, (AUTOSTART, *table), self._take_on)
         self.failure: str | None = None  # why the last transition failed
         self.state = "unconfigured"
         self.loading = ""  # what load loads, in words
@@ -80,6 +92,9 @@ class ManagedNode(LifecycleNode):
 
     def cleanup(self) -> None:
         """Free what configure loaded."""
+
+    def change(self, p: SimpleNamespace) -> None:
+        """Take on changed values of `changeable` parameters. p: as in configure. Raises ValueError where one cannot take effect now."""
 
     def status(self) -> Status:
         """Health of the active node."""
@@ -186,6 +201,21 @@ class ManagedNode(LifecycleNode):
         self._undo(undo)
         self.diagnostics.publish()
         return FAILURE
+
+    def _take_on(self, changed: Mapping[str, Any]) -> None:
+        """A parameter is about to be set. Raises ParameterError where it would have no effect."""
+        if AUTOSTART.name in changed:
+            raise ParameterError("autostart is read when the process starts: give it on the command line, and use the transitions now")
+        if not changed or self.state == "unconfigured":
+            return
+        again = f"{_BACK.get(self.state, 'start the node again')}, set it, configure it again"
+        fixed = [name for name in changed if name not in self.changeable]
+        if fixed or self.state not in ("inactive", "active"):
+            raise ParameterError(f"{', '.join(fixed or changed)}: read in configure, and the node is {self.state}: {again}")
+        try:
+            self.change(self.parameters.read(changed))
+        except ValueError as error:
+            raise ParameterError(f"{', '.join(changed)}: {error}; else {again}") from error
 
     def _undo(self, act: Callable[[], None]) -> None:
         try:

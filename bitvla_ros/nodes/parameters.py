@@ -1,5 +1,7 @@
 """A node's parameters, declared once in a table, read and checked in configure.
 
+Once they are read, a change is refused unless the node takes it on: what is set holds.
+
 A wrong value from YAML or the command line does not keep the node from starting: it is kept as a problem, and `read()`, which
 every node calls in configure, refuses with the remedy. So a launch shows one readable error and the node can be put right with
 `ros2 param set` and configured again.
@@ -9,7 +11,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -65,6 +67,8 @@ class Parameter:
     def problem(self, value: Any) -> str | None:
         """Why this value of the right type will not do, or None."""
         values = value if isinstance(self.default, tuple) else (value,)
+        if not values:
+            return f"{self.name} is []: give {self.constraints}, such as {list(self.default)}"
         if any(isinstance(v, float) and not math.isfinite(v) for v in values):
             return f"{self.name} is {value}: give a finite {self.constraints}"
         if self.choices and any(v not in self.choices for v in values):
@@ -73,17 +77,23 @@ class Parameter:
 
 
 class Parameters:
-    """Declares a table of parameters on a node and reads them back."""
+    """Declares a table of parameters on a node and reads them back.
 
-    def __init__(self, node: Node, table: Sequence[Parameter]) -> None:
-        self._node = node
+    take_on: called with what is about to be set, by name, where it differs from what is; raises ValueError where it cannot take effect.
+    """
+
+    def __init__(self, node: Node, table: Sequence[Parameter], take_on: Callable[[Mapping[str, Any]], None] = lambda changed: None) -> None:
+        self._node, self._take_on = node, take_on
         self._table = {parameter.name: parameter for parameter in table}
         self._problems: dict[str, str] = {}
         overrides = getattr(node, "_parameter_overrides", {})  # private, but the only way to see a misspelt name
         for parameter in table:
             default = list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default
+            empty = parameter.name in overrides and overrides[parameter.name].value is None  # YAML's [], which has no type
+            if empty:
+                self._problems[parameter.name] = parameter.problem(()) or f"{parameter.name} has no value: give {parameter.constraints}"
             try:
-                node.declare_parameter(parameter.name, default, parameter.descriptor())
+                node.declare_parameter(parameter.name, default, parameter.descriptor(), ignore_override=empty)
             except (InvalidParameterTypeException, InvalidParameterValueException):
                 given = overrides[parameter.name].value
                 hint = f" (write {float(given)})" if isinstance(parameter.default, float) and type(given) is int else ""
@@ -94,9 +104,10 @@ class Parameters:
                 self._problems[name] = f"there is no parameter {name!r}{_closest(name, self._table)} (correct or remove it)"
         node.add_on_set_parameters_callback(self._on_set)
 
-    def read(self) -> SimpleNamespace:
-        """Every parameter by name (dots become underscores); arrays as tuples. Raises ParameterError naming all that are wrong."""
-        values = {name: self._node.get_parameter(name).value for name in self._table}
+    def read(self, changed: Mapping[str, Any] | None = None) -> SimpleNamespace:
+        """Every parameter by name (dots become underscores); arrays as tuples. changed: values that are to be. Raises ParameterError naming
+        all that are wrong."""
+        values = {name: self._node.get_parameter(name).value for name in self._table} | dict(changed or {})
         problems = dict(self._problems)
         for name, parameter in self._table.items():
             if isinstance(parameter.default, tuple):
@@ -107,14 +118,22 @@ class Parameters:
             raise ParameterError("; ".join(problems.values()))
         return SimpleNamespace(**{name.replace(".", "_"): value for name, value in values.items()})
 
-    def _on_set(self, changed: Sequence[Any]) -> SetParametersResult:
-        for parameter in changed:
-            known = self._table.get(parameter.name)
-            if known is not None and (problem := known.problem(parameter.value)):
-                return SetParametersResult(successful=False, reason=problem)
-        for parameter in changed:
+    def _on_set(self, parameters: Sequence[Any]) -> SetParametersResult:
+        changed = {p.name: p.value for p in parameters if p.name in (*self._table, "use_sim_time") and self._differs(p)}
+        problems = [self._table[name].problem(value) for name, value in changed.items() if name in self._table]
+        try:
+            if any(problems):
+                raise ParameterError("; ".join(filter(None, problems)))
+            self._take_on(changed)
+        except ValueError as error:
+            return SetParametersResult(successful=False, reason=str(error))
+        for parameter in parameters:
             self._problems.pop(parameter.name, None)
         return SetParametersResult(successful=True)
+
+    def _differs(self, parameter: Any) -> bool:
+        now = self._node.get_parameter_or(parameter.name).value
+        return bool(list(parameter.value) != list(now or ()) if isinstance(parameter.value, (list, tuple)) else parameter.value != now)
 
 
 def _kind(default: Any) -> str:
