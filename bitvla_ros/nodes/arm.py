@@ -17,8 +17,9 @@ from bitvla_ros.msg import SimulationState
 
 from .conversions import pose_from_msg, stamp_to_ns
 from .frames import Frames, NoTransform, TfFrames
+from .listening import listen
 from .polled import Polled
-from .qos import COMMAND, JOINTS, LATCHED, NEWEST, state_qos
+from .qos import ANYBODY, JOINTS, LATCHED, NEWEST, state_qos
 
 
 class Arm:
@@ -59,11 +60,10 @@ class Arm:
             self._polled.append(Polled(node, PoseStamped, "end_effector_pose", self._take_pose, NEWEST))
         elif self._frames is None:
             self._poses = self._subscribe(synchronised=False)
-        self._others = []
         if self.simulator:
-            self._others.append(node.create_subscription(SimulationState, "simulation_state", self._take_state, LATCHED))
+            self._close = listen(node, SimulationState, "simulation_state", self._take_state, [LATCHED])
         else:
-            self._others.append(node.create_subscription(Bool, "success", self._take_success, COMMAND))
+            self._close = listen(node, Bool, "success", self._take_success, ANYBODY)
 
     @property
     def missing(self) -> str | None:
@@ -105,9 +105,9 @@ class Arm:
             self._on_pose()
 
     def close(self) -> None:
-        for subscription in (self._poses, *self._others):
-            if subscription is not None:
-                self._node.destroy_subscription(subscription)
+        self._close()
+        if self._poses is not None:
+            self._node.destroy_subscription(self._poses)
         for polled in self._polled:
             polled.close()
         if self._frames is not None:

@@ -11,20 +11,22 @@ from rclpy.node import Node
 from std_msgs.msg import Bool
 from std_srvs.srv import Trigger
 
-from .qos import COMMAND
+from .listening import listen
+from .qos import ANYBODY
 
 
 class EStop:
-    """trip(why): stops, called by the service `estop` (std_srvs/Trigger) and by true on the topic `estop` (std_msgs/Bool, reliable)."""
+    """trip(why): stops, called by the service `estop` (std_srvs/Trigger) and by true on the topic `estop` (std_msgs/Bool, reliable or best
+    effort); it may be called twice for one message."""
 
     def __init__(self, node: Node, trip: Callable[[str], None]) -> None:
         self._node, self._trip = node, trip
         self._service = node.create_service(Trigger, "estop", self._on_service)
-        self._topic = node.create_subscription(Bool, "estop", self._on_topic, COMMAND)
+        self._close = listen(node, Bool, "estop", self._on_topic, ANYBODY)
 
     def close(self) -> None:
         self._node.destroy_service(self._service)
-        self._node.destroy_subscription(self._topic)
+        self._close()
 
     def _on_service(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         self._trip("the service estop was called")

@@ -34,11 +34,12 @@ from .events import PublisherEventCallbacks
 from .frames import Frames, TfFrames
 from .inputs import Inputs
 from .lifecycle import ManagedNode, run
+from .listening import listen
 from .liveliness import Pulse
 from .loading import TOPIC, announced
 from .missing import need
 from .parameters import Parameter, ParameterError
-from .qos import CHUNK_OFFERED, LATCHED
+from .qos import ANYBODY_LATCHED, CHUNK_OFFERED, LATCHED
 from .schedule import Schedule
 from .transports import Sender, chosen
 
@@ -119,9 +120,8 @@ class PolicyNode(ManagedNode):
         frames = self._make_frames(self) if self._p.state_source == "tf" else None
         self._inputs = Inputs(self, self._p, self._policy.spec, frames, self._tell, self._refuse)
         self._entities.append(self._inputs.close)
-        for kind, topic, callback in ((Task, "task", self._on_task), (String, "instruction", self._on_instruction)):
-            subscription = self.create_subscription(kind, topic, callback, LATCHED)
-            self._entities.append(lambda subscription=subscription: self.destroy_subscription(subscription))
+        self._entities.append(listen(self, Task, "task", self._on_task, [LATCHED]))
+        self._entities.append(listen(self, String, "instruction", self._on_instruction, ANYBODY_LATCHED))
         threshold = JumpThreshold(min_forward=None, min_backward=Duration(nanoseconds=-1), on_clock_change=True)
         self._entities.append(self.get_clock().create_jump_callback(threshold, post_callback=self._on_jump).unregister)
         self._thread = threading.Thread(target=self._work, name="inference")

@@ -71,6 +71,10 @@ CHUNK_OFFERED = _chunk(QoSLivelinessPolicy.MANUAL_BY_TOPIC)
 
 COMMAND = QoSProfile(history=QoSHistoryPolicy.KEEP_LAST, depth=1, reliability=QoSReliabilityPolicy.RELIABLE)
 
+# Of topics that anybody may publish: see listening.py. ANYBODY: commands. ANYBODY_LATCHED: where a value that was published before counts.
+ANYBODY = (COMMAND, NEWEST)
+ANYBODY_LATCHED = (LATCHED, *ANYBODY)
+
 
 def state_qos(synchronised: bool) -> QoSProfile:
     """Of cameras, joint states and poses: sensor data, or reliable and latched where a simulator waits for an answer to each tick."""
