@@ -26,6 +26,7 @@ from rclpy.task import Future
 from rclpy.timer import Timer
 
 from .diagnostics import ERROR, OK, Diagnostics, Status
+from .log_folder import log_arguments
 from .parameters import Parameter, ParameterError, Parameters
 
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
@@ -259,7 +260,7 @@ def run(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, end)
     try:
-        rclpy.init(args=None if args is None else list(args), signal_handler_options=SignalHandlerOptions.NO)
+        rclpy.init(args=[*(sys.argv if args is None else args), *log_arguments()], signal_handler_options=SignalHandlerOptions.NO)
         node = make()
     except Exception as error:  # a malformed command line or parameter file: nothing runs yet
         print(f"cannot start: {error}", file=sys.stderr)

@@ -17,8 +17,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
-from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
+from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException, InvalidTopicNameException
 from rclpy.node import Node
+from rclpy.validate_topic_name import validate_topic_name
 
 # Declared by rclpy itself, or meant for it.
 _OF_RCLPY = ("use_sim_time", "start_type_description_service", "qos_overrides.")
@@ -33,6 +34,7 @@ class Parameter:
     """One parameter. Its type is the default's: bool, int, float, str, or a tuple (not empty) of one of them.
 
     unit: of the value, "" where it has none. minimum, maximum: inclusive, both or neither. choices: the only values allowed.
+    topic: the name of a topic or service that the value becomes part of, which {} stands for. optional: or the value is empty.
     """
 
     name: str
@@ -42,6 +44,8 @@ class Parameter:
     minimum: float | None = None
     maximum: float | None = None
     choices: tuple[Any, ...] = ()
+    topic: str = ""
+    optional: bool = False
 
     @property
     def constraints(self) -> str:
@@ -73,7 +77,16 @@ class Parameter:
             return f"{self.name} is {value}: give a finite {self.constraints}"
         if self.choices and any(v not in self.choices for v in values):
             return f"{self.name} is {value!r}: give {self.constraints}{_closest(str(value), self.choices)}"
-        return None
+        return self._topic_problem(values) if self.topic else None
+
+    def _topic_problem(self, values: Sequence[str]) -> str | None:
+        for value in values:
+            name = self.topic.format(value)
+            if not _is_topic(name) and (value or not self.optional):
+                allowed = "give letters, digits and _, and / between its parts, none of which begins with a digit"
+                return f"{self.name} is {value!r}, which makes no name of a topic ({name!r}): {allowed}"
+        twice = [value for value in values if values.count(value) > 1]
+        return f"{self.name} names {twice[0]!r} twice: name each once" if twice else None
 
 
 class Parameters:
@@ -134,6 +147,14 @@ class Parameters:
     def _differs(self, parameter: Any) -> bool:
         now = self._node.get_parameter_or(parameter.name).value
         return bool(list(parameter.value) != list(now or ()) if isinstance(parameter.value, (list, tuple)) else parameter.value != now)
+
+
+def _is_topic(name: str) -> bool:
+    try:
+        validate_topic_name(name)
+    except InvalidTopicNameException:
+        return False
+    return "//" not in name
 
 
 def _kind(default: Any) -> str:

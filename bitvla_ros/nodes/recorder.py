@@ -33,6 +33,7 @@ from bitvla_ros.srv import ResetEpisode
 
 from .conversions import chunk_from_msg, duration_to_ns, ns_to_duration, pose_from_msg, stamp_to_ns
 from .episode import Episode
+from .log_folder import log_arguments
 
 # More messages than an episode has may wait, so that a slow recorder loses none.
 DEPTH = 2000
@@ -73,7 +74,7 @@ class Recorder(Node):
 
     def __init__(self, cameras: Sequence[str], *, lockstep: bool, check: Callable[[], None]) -> None:
         context = Context()
-        rclpy.init(args=[], context=context, signal_handler_options=SignalHandlerOptions.NO)
+        rclpy.init(args=log_arguments(), context=context, signal_handler_options=SignalHandlerOptions.NO)
         super().__init__("recorder", context=context)
         self._check, self._lockstep = check, lockstep
         self._health: dict[str, tuple[bytes, str]] = {}

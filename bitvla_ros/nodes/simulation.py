@@ -34,7 +34,7 @@ PARAMETERS = (
     Parameter("mode", "lockstep", "lockstep: a tick waits for its command; realtime: time runs on", choices=("lockstep", "realtime")),
     Parameter("task", 0, "Task of the first episode, by its index in the suite", minimum=0, maximum=10_000),
     Parameter("seed", 0, "Seed of the first episode's initial state", minimum=0, maximum=2**31 - 1),
-    Parameter("cameras", ("scene", "wrist"), "Cameras to render, by role; [''] renders none"),
+    Parameter("cameras", ("scene", "wrist"), "Cameras to render, by role; [''] renders none", topic="camera/{}/image_raw", optional=True),
     Parameter("image_size", 256, "Edge of the square images", unit="pixels", minimum=8, maximum=2048),
     Parameter(
         "interface",

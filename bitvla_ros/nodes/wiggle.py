@@ -90,6 +90,7 @@ def wiggler(
     from rclpy.signals import SignalHandlerOptions
 
     from . import sinks
+    from .log_folder import log_arguments
     from .parameters import Parameters
     from .wiggler import PARAMETERS, WiggleError, Wiggler
 
@@ -97,7 +98,7 @@ def wiggler(
     overrides = [Parameter(name, value=value) for name, value in parameters.items() if name in known]
     rules = [argument for source, target in remappings for argument in ("-r", f"{source}:={target}")]
     context = Context()
-    rclpy.init(context=context, signal_handler_options=SignalHandlerOptions.NO)
+    rclpy.init(args=[*sys.argv, *log_arguments()], context=context, signal_handler_options=SignalHandlerOptions.NO)
     try:
         node = Node("wiggle", context=context, cli_args=["--ros-args", *rules], parameter_overrides=overrides)
         p = Parameters(node, PARAMETERS).read()

@@ -28,6 +28,7 @@ from bitvla_ros.policy.policy import PolicySpec
 from ..conversions import pose_from_msg, stamp_to_ns
 from ..frames import Frames, NoTransform, TfFrames
 from ..inputs import Inputs
+from ..log_folder import log_arguments
 from ..missing import MissingPackage
 from ..processes import discovery_range
 from ..qos import CHUNK, COMMAND, LATCHED, SENSOR, state_qos
@@ -59,7 +60,7 @@ def gather(expected: Expected, seconds: float, remaps: Sequence[str] = ()) -> tu
     context = rclpy.Context()
     arguments = ["--ros-args", *(part for remap in remaps for part in ("-r", remap))] if remaps else []
     try:
-        rclpy.init(args=arguments, context=context, signal_handler_options=SignalHandlerOptions.NO)
+        rclpy.init(args=[*arguments, *log_arguments()], context=context, signal_handler_options=SignalHandlerOptions.NO)
         node = Node("bitvla_doctor", context=context)
     except Exception as error:  # rcl tells a malformed remapping in an error of no class of its own
         raise GraphError(f"cannot join the graph: {error}") from error
