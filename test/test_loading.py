@@ -97,6 +97,7 @@ def test_a_configure_that_is_asked_for_is_answered_at_its_end(start, tmp_path) -
     future = client.call_async(ChangeState.Request(transition=Transition(label="configure")))
     graph.wait((tmp_path / "began").exists, "the beginning of the loading")
     assert state(graph) == State.TRANSITION_STATE_CONFIGURING and not future.done()
+    assert not change(graph, Transition.TRANSITION_ACTIVATE), "refused now, and not kept for later"
     (tmp_path / "go").touch()
     assert graph.result(future, "end of the configure").success and state(graph) == State.PRIMARY_STATE_INACTIVE
     assert change(graph, Transition.TRANSITION_ACTIVATE)
@@ -157,12 +158,13 @@ def test_a_node_that_is_told_to_end_while_it_loads_never_activates(start, tmp_pa
 
 
 def test_a_node_logs_under_its_own_name(start, tmp_path) -> None:
-    (tmp_path / "go").touch()
-    graph = start(UNTIL_TOLD, "--ros-args", "-r", "__ns:=/left", "-r", "__node:=left_policy", "--", model="random:nano", policy="bitvla")
+    warns = "import logging; logging.getLogger('bitvla_ros.ternary.backends').warning('a slow backend')"
+    graph = start(warns, "--ros-args", "-r", "__ns:=/left", "-r", "__node:=left_policy", "--", model="random:nano", policy="bitvla")
     log = graph.processes["policy"].log
     graph.wait(lambda: ": active" in log.read_text(), "the active node", START)
-    lines = [line for line in log.read_text().splitlines() if line.startswith("[INFO]")]
-    assert len(lines) >= 4 and all("[left.left_policy]: " in line for line in lines), lines
+    lines = [line for line in log.read_text().splitlines() if "rmw_fastrtps" not in line]
+    assert len(lines) >= 5 and all("[left.left_policy]: " in line for line in lines), lines
+    assert any(line.startswith("[WARN]") and line.endswith(": a slow backend") for line in lines)
 
 
 def test_loading_that_fails_leaves_the_node_unconfigured_and_can_be_tried_again(start, tmp_path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import rclpy
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
-from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
+from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.clock import Clock, ClockType
 from rclpy.executors import Executor, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
@@ -68,8 +68,8 @@ class ManagedNode(LifecycleNode):
         self.loading = ""  # what load loads, in words
         self.loaded: Any = None  # what it returned, for configure
         self.ending = False  # the process was told to end: what is loaded by then is not used any more
-        self._configuring_since = 0.0  # to configure, s of the steady clock
-        service, group = self._service_change_state, MutuallyExclusiveCallbackGroup()  # while it waits, the node's others go on
+        self._configuring_since = 0.0  # s of the steady clock
+        service, group = self._service_change_state, ReentrantCallbackGroup()  # while one call waits, others are answered
         self._change_state = service.callback  # rclpy's own, which makes a transition in one go
         service.callback, service.callback_group = self._on_change_state, group
         group.add_entity(service)

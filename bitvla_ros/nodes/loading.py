@@ -5,10 +5,12 @@ The topic `policy_loading` (std_msgs/String, latched) has a publisher as long as
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from rclpy.impl.rcutils_logger import RcutilsLogger
 from rclpy.node import Node
 from std_msgs.msg import String
 
@@ -26,6 +28,22 @@ def announced(node: Node, topic: str, what: str) -> Iterator[None]:
         yield
     finally:
         node.destroy_publisher(publisher)
+
+
+@contextmanager
+def logged(logger: RcutilsLogger) -> Iterator[None]:
+    """What the package without ROS warns of in Python's log, while within, goes into the node's, under its name."""
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            logger.warning(record.getMessage())
+
+    ours, handler = logging.getLogger("bitvla_ros"), Handler(logging.WARNING)
+    ours.addHandler(handler)
+    try:
+        yield
+    finally:
+        ours.removeHandler(handler)
 
 
 class PolicyLoading:

@@ -36,7 +36,7 @@ from .inputs import Inputs
 from .lifecycle import ManagedNode, run
 from .listening import listen
 from .liveliness import Pulse
-from .loading import TOPIC, announced
+from .loading import TOPIC, announced, logged
 from .missing import need
 from .parameters import Parameter, ParameterError
 from .qos import ANYBODY_LATCHED, CHUNK_OFFERED, LATCHED
@@ -98,7 +98,7 @@ class PolicyNode(ManagedNode):
             raise ParameterError(f"image_height is {p.image_height}, image_width {p.image_width}: give both, or 0 for both")
         self.loading = f"{p.policy} {p.model}".rstrip()
         self.get_logger().info(f"loading {self.loading}")
-        with announced(self._sender.node, self.resolve_topic_name(TOPIC), self.loading):
+        with announced(self._sender.node, self.resolve_topic_name(TOPIC), self.loading), logged(self.get_logger()):
             return load.load_policy(p, self.get_logger().info)
 
     def configure(self, p: SimpleNamespace) -> None:
