@@ -27,14 +27,15 @@ class Mismatches:
 
     def look(self) -> None:
         """Take account of who has come and gone."""
-        seen = {}
+        node, seen = self._nodes[0], {}
         for topic, hearing, ours in self._endpoints():
-            node, where = self._nodes[0], (topic, hearing)
-            others = node.count_publishers(topic) if hearing else node.count_subscribers(topic)
-            state = others, [id(endpoint) for endpoint in ours]
-            known = self._seen.get(where)
-            profiles = [_as_discovered(endpoint.qos_profile) for endpoint in ours]
-            seen[where] = known if known is not None and known[0] == state else (state, list(self._misfits(topic, hearing, profiles)))
+            known, endpoints = self._seen.get((topic, hearing)), [id(endpoint) for endpoint in ours]
+            if known is None or known[0] != (node.count_publishers(topic) if hearing else node.count_subscribers(topic), endpoints):
+                others = node.get_publishers_info_by_topic(topic) if hearing else node.get_subscriptions_info_by_topic(topic)
+                profiles = [_as_discovered(endpoint.qos_profile) for endpoint in ours]
+                # Counted in what was looked at: between two questions one may come or go.
+                known = (len(others), endpoints), list(_misfits(topic, hearing, profiles, others))
+            seen[topic, hearing] = known
         self._seen = seen
         self.found = [line for _, lines in seen.values() for line in lines]
 
@@ -47,16 +48,18 @@ class Mismatches:
                     ours.setdefault((endpoint.topic_name, hearing), []).append(endpoint)
         return ((topic, hearing, found) for (topic, hearing), found in ours.items() if topic not in _OF_ROS)
 
-    def _misfits(self, topic: str, hearing: bool, ours: Sequence[QoSProfile]) -> Iterator[str]:
-        node = self._nodes[0]
-        for info in node.get_publishers_info_by_topic(topic) if hearing else node.get_subscriptions_info_by_topic(topic):
-            pairs = [(info.qos_profile, profile) if hearing else (profile, info.qos_profile) for profile in ours]
-            checked = [qos_check_compatible(*pair) for pair in pairs]
-            if all(compatible == QoSCompatibility.ERROR for compatible, _ in checked):
-                who, why = f"{info.node_namespace.rstrip('/')}/{info.node_name}", checked[-1][1].removeprefix("ERROR: ").rstrip(";")
-                what = f"nothing comes from {who}" if hearing else f"{who} hears nothing"
-                remedy = f"let it offer {_words(ours[-1])}" if hearing else f"let it ask for no more than {_words(ours[-1])}"
-                yield f"QoS mismatch on {topic}: {what} ({why}); {remedy}"
+
+def _misfits(topic: str, hearing: bool, ours: Sequence[QoSProfile], others: Sequence[Any]) -> Iterator[str]:
+    """others: what the graph knows of the endpoints at the other end."""
+    for info in others:
+        pairs = [(info.qos_profile, profile) if hearing else (profile, info.qos_profile) for profile in ours]
+        checked = [qos_check_compatible(*pair) for pair in pairs]
+        if all(compatible == QoSCompatibility.ERROR for compatible, _ in checked):
+            reasons = [part.removeprefix("ERROR: ").strip() for part in checked[-1][1].split(";")]
+            who, why = f"{info.node_namespace.rstrip('/')}/{info.node_name}", ", ".join(filter(None, reasons)).lower()
+            what = f"nothing comes from {who}" if hearing else f"{who} hears nothing"
+            remedy = f"let it offer {_words(ours[-1])}" if hearing else f"let it ask for no more than {_words(ours[-1])}"
+            yield f"QoS mismatch on {topic}: {what} ({why}); {remedy}"
 
 
 def _as_discovered(profile: QoSProfile) -> QoSProfile:
