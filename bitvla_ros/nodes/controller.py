@@ -49,8 +49,8 @@ WATCH_PERIOD = 0.1  # s, of deadlines
 class ControllerNode(ManagedNode):
     changeable = frozenset(f"limits.{name}" for name in RESTRICTABLE)
 
-    def __init__(self) -> None:
-        super().__init__("controller", PARAMETERS)
+    def __init__(self, **options: Any) -> None:
+        super().__init__("controller", PARAMETERS, **options)
         self._goal: Goal | None = None
         self._session: Session | None = None
         self._output: Commands | Setpoints | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import signal
 import sys
@@ -32,6 +33,9 @@ from .parameters import Parameter, ParameterError, Parameters
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 
 AUTOSTART = Parameter("autostart", True, "Configure and activate the node when it starts")
+
+EXIT_ON_FAILURE = "--exit-on-failure"  # command line: the process ends where its node cannot be configured or activated
+EXIT_NOT_STARTED = os.EX_CONFIG  # its exit code then: starting it again would not help
 
 # Errors that explain themselves: bad values, files and packages. Anything else is a bug and is logged with its traceback.
 EXPECTED = (ValueError, OSError, ImportError)
@@ -241,15 +245,17 @@ def _settle() -> None:
 
 
 def run(
-    make: Callable[[], ManagedNode], args: Sequence[str] | None = None, executor: Callable[[], Executor] = SingleThreadedExecutor
+    make: Callable[..., ManagedNode], args: Sequence[str] | None = None, executor: Callable[[], Executor] = SingleThreadedExecutor
 ) -> int:
-    """Run one node until SIGINT or SIGTERM; the exit code.
+    """Run one node until SIGINT or SIGTERM; the exit code. make: takes the node's own command-line arguments, cli_args.
 
     The signals only raise a flag. So the node is deactivated, and may publish a last stop, while its context is still alive. What a node
-    still loads then is not waited for: its thread ends with the process.
+    still loads then is not waited for: its thread ends with the process. With EXIT_ON_FAILURE among the arguments a transition that fails
+    ends the process too.
     """
     ended = False
     node: ManagedNode | None = None
+    arguments = list(sys.argv if args is None else args)
 
     def end(*_: object) -> None:
         nonlocal ended
@@ -260,16 +266,18 @@ def run(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, end)
     try:
-        rclpy.init(args=[*(sys.argv if args is None else args), *log_arguments()], signal_handler_options=SignalHandlerOptions.NO)
-        node = make()
+        rclpy.init(args=[*arguments, *log_arguments()], signal_handler_options=SignalHandlerOptions.NO)
+        node = make(cli_args=parameter_rules(arguments))
     except Exception as error:  # a malformed command line or parameter file: nothing runs yet
         print(f"cannot start: {error}", file=sys.stderr)
-        return 1
+        return EXIT_NOT_STARTED
     spinner = executor()
     spinner.add_node(node)
     try:
         node.start()
         while not ended and rclpy.ok():
+            if node.failure is not None and EXIT_ON_FAILURE in arguments:
+                return EXIT_NOT_STARTED
             spinner.spin_once(timeout_sec=0.1)
     finally:
         loading = node.state == "configuring"
@@ -282,3 +290,15 @@ def run(
         sys.stderr.flush()
         os._exit(0)  # libraries that are still used by a thread do not survive their unloading
     return 0
+
+
+def parameter_rules(arguments: Sequence[str]) -> list[str]:
+    """The rules `-p NAME:=VALUE` of a command line, as a command line. As arguments of the node itself they win over every file: among the
+    process's, rcl prefers a file's key /**/NODE to the key /** that it gives a rule, wherever they stand."""
+    rules: list[str] = []
+    given = False
+    for flag, value in itertools.pairwise([*arguments, ""]):
+        given = (given or flag == "--ros-args") and flag != "--"
+        if given and flag in ("-p", "--param"):
+            rules += ["-p", value]
+    return ["--ros-args", *rules] if rules else []

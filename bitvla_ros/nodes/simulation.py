@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 from geometry_msgs.msg import PoseStamped
@@ -49,8 +50,8 @@ _PATIENCE = 2  # control steps for which realtime repeats a command that has no 
 
 
 class SimulationNode(ManagedNode):
-    def __init__(self) -> None:
-        super().__init__("simulation", PARAMETERS)
+    def __init__(self, **options: Any) -> None:
+        super().__init__("simulation", PARAMETERS, **options)
         self._environment: Environment | None = None
         self._snapshot: Snapshot | None = None
         self._entities: list = []
