@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from geometry_msgs.msg import PoseStamped
+from rclpy.publisher import Publisher
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image, JointState
 
@@ -23,8 +24,9 @@ from bitvla_ros.simulation import SUITES, Environment, Snapshot, make
 from bitvla_ros.srv import ResetEpisode
 
 from . import simulated_driver
+from .clock import claim_clock, sources
 from .conversions import image_to_msg, joint_state_to_msg, ns_to_stamp, pose_to_msg, poses_to_msg
-from .diagnostics import OK, WARN, Status
+from .diagnostics import ERROR, OK, WARN, Status
 from .lifecycle import ManagedNode, run
 from .parameters import Parameter
 from .qos import COMMAND, LATCHED, SENSOR, TICK
@@ -52,10 +54,12 @@ _PATIENCE = 2  # control steps for which realtime repeats a command that has no 
 class SimulationNode(ManagedNode):
     def __init__(self, **options: Any) -> None:
         super().__init__("simulation", PARAMETERS, **options)
+        self._created = time.monotonic()
         self._environment: Environment | None = None
         self._snapshot: Snapshot | None = None
         self._entities: list = []
         self._driver: SimulatedDriver | None = None
+        self._time: Publisher | None = None
 
     # Lifecycle
 
@@ -79,9 +83,9 @@ class SimulationNode(ManagedNode):
         self._joints = self.create_publisher(JointState, "joint_states", qos)
         self._pose = self.create_publisher(PoseStamped, "end_effector_pose", qos)
         self._state = self.create_publisher(SimulationState, "simulation_state", TICK if self._lockstep else LATCHED)
-        self._time = self.create_publisher(Clock, "/clock", LATCHED) if self._lockstep else None
 
     def activate(self) -> None:
+        self._time = claim_clock(self, self._created) if self._lockstep else None
         self._since = (time.monotonic(), self._tick)
         self._rate = 0.0
         self._entities = [(self.destroy_service, self.create_service(ResetEpisode, "reset_episode", self._on_reset))]
@@ -102,9 +106,12 @@ class SimulationNode(ManagedNode):
         if self._driver is not None:
             self._driver.close()
             self._driver = None
+        if self._time is not None:
+            self.destroy_publisher(self._time)
+            self._time = None
 
     def cleanup(self) -> None:
-        for name in ("_joints", "_pose", "_state", "_time"):
+        for name in ("_joints", "_pose", "_state"):
             if getattr(self, name, None) is not None:
                 self.destroy_publisher(getattr(self, name))
                 setattr(self, name, None)
@@ -131,6 +138,8 @@ class SimulationNode(ManagedNode):
             "ticks_per_second": f"{self._rate:.1f}",
             "commands_ignored": self._ignored + (self._driver.ignored if self._driver is not None else 0),
         }
+        if self._lockstep and (found := sources(self)) > 1:
+            return Status(ERROR, f"{found} nodes publish /clock: stop all but one", values)
         if not self._lockstep and 0 < self._rate < 0.9 * self._environment.control_hz:
             rates = f"{self._rate:.1f} steps/s of {self._environment.control_hz:g}"
             return Status(WARN, f"{rates}: too slow for realtime; use lockstep, fewer cameras or smaller images", values)
