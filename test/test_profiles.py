@@ -143,17 +143,20 @@ def test_an_interface_has_the_fields_that_are_written(interface: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_launch_file_starts_both_nodes_with_the_profile(name: str) -> None:
-    arguments = {argument.name: argument.default for argument in REAL_ARM}
-    nodes = real_arm_graph({**arguments, "profile": name, "model": "somewhere", "control_hz": "20.0"})
+    given = {"profile": name, "model": "somewhere", "control_hz": "20"}
+    nodes, profile = real_arm_graph(REAL_ARM, given), load_profile(name)
     assert [node.name for node in nodes] == ["controller", "policy"]
     for node in nodes:
-        assert node.configs[-1].endswith(f"{name}.yaml") and Path(node.configs[-1]).is_file()
-        assert node.remappings == load_profile(name).remappings
-        check(TABLES[node.name], dict(node.parameters))
-    assert nodes[0].parameters == {"mode": "shadow"} and {node.enclave for node in nodes} == {""}
-    simulated = real_arm_graph({**arguments, "profile": name, "model": "random:nano", "use_sim_time": "true"})
-    assert all(node.parameters["use_sim_time"] is True for node in simulated)
-    secured = real_arm_graph({**arguments, "profile": name, "model": "random:nano", "enclaves": "/bitvla"})
+        told = {key: yaml.safe_load(text) for key, text in node.parameters.items()}
+        assert told.pop("use_sim_time") is False
+        check(TABLES[node.name], told)
+        said = getattr(profile, node.name)
+        assert {key: told[key] for key in said} == said
+        assert node.remappings == profile.remappings and node.enclave == ""
+    assert nodes[1].parameters["control_hz"] == "20.0"
+    simulated = real_arm_graph(REAL_ARM, {**given, "use_sim_time": "true"})
+    assert all(node.parameters["use_sim_time"] == "true" for node in simulated)
+    secured = real_arm_graph(REAL_ARM, {**given, "enclaves": "/bitvla"})
     assert [node.enclave for node in secured] == ["/bitvla/controller", "/bitvla/policy"]
 
 
@@ -180,7 +183,7 @@ def test_a_profile_that_is_not_there_is_refused_with_what_is() -> None:
     with pytest.raises(ProfileError, match="there is no file"):
         load_profile("somewhere/arm.yaml")
     with pytest.raises(ProfileError, match="profile:=NAME"):
-        real_arm_graph({argument.name: argument.default for argument in REAL_ARM})
+        real_arm_graph(REAL_ARM, {})
 
 
 def test_a_profile_of_ones_own_is_a_file_with_nested_names_too(tmp_path: Path) -> None:
