@@ -151,6 +151,11 @@ def test_a_file_of_ones_own_may_name_the_namespace(key: str, tmp_path: Path) -> 
             real(profile="ur5e", params_file=mine)
 
 
+def test_a_namespace_stands_inside_that_of_the_launch_file_which_includes_ours() -> None:
+    joined = {("", ""): "", ("", "left"): "/left", ("/robot", "left/"): "/robot/left", ("robot", ""): "/robot", ("/a", "/left"): "/left"}
+    assert {pair: launching._absolute(*pair) for pair in joined} == joined
+
+
 def test_what_follows_from_a_parameter_follows_from_a_file_too(tmp_path: Path) -> None:
     mine = write(tmp_path / "mine.yaml", "/**/simulation: {ros__parameters: {mode: realtime, suite: tabletop_goal}}")
     told = simulated(params_file=mine)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Set
 
 from rclpy.node import Node
 from rclpy.publisher import Publisher
@@ -27,7 +28,7 @@ def claim_clock(node: Node, created: float) -> Publisher:
     Blocks until SETTLED after that, and for LONGER at most where another publisher is listed. Raises ValueError where one runs."""
     before = _listed(node).keys()
     publisher = node.create_publisher(Clock, TOPIC, LATCHED)
-    own = max(_listed(node).keys() - before)
+    own = _appeared(node, before)
     # What a source that waits has said last comes to a latched subscription; one that is not latched is heard while it runs.
     ears = [Polled(node, Clock, TOPIC, lambda _: None, qos) for qos in (LATCHED, SENSOR)]
     began = time.monotonic()
@@ -54,6 +55,14 @@ def claim_clock(node: Node, created: float) -> Publisher:
 def sources(node: Node) -> int:
     """How many publish /clock."""
     return int(node.count_publishers(TOPIC))
+
+
+def _appeared(node: Node, before: Set[Gid]) -> Gid:
+    """The id of a publisher that was just created; the graph lists it at once, or soon."""
+    deadline = time.monotonic() + SETTLED
+    while not (new := _listed(node).keys() - before) and time.monotonic() < deadline:
+        time.sleep(_POLL)
+    return max(new, default=())
 
 
 def _others(node: Node, own: Gid) -> dict[Gid, str]:
