@@ -37,8 +37,6 @@ class Tree:
             raise NoTransform(f"no transform from {source!r} to {target!r}")
         return Transform(np.array([self.stamp / 1e9, 0.0, 0.0]), np.array([0.0, 0.0, 0.0, 1.0]), self.stamp)
 
-    def clear(self) -> None: ...
-
     def close(self) -> None:
         self.closed = True
 

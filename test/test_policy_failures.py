@@ -178,9 +178,6 @@ def test_pose_comes_from_tf_at_its_own_time(tmp_path) -> None:
                 raise NoTransform(f"no transform from {source!r} to {target!r}")
             return Transform(np.array([0.1, 0.2, 0.3]), np.array([1.0, 0.0, 0.0, 0.0]), self.stamp)
 
-        def clear(self) -> None:
-            pass
-
         def close(self) -> None:
             pass
 

@@ -6,11 +6,15 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from rclpy.clock import JumpThreshold
+from rclpy.duration import Duration
 from rclpy.node import Node
 from rclpy.time import Time
 
-from .conversions import stamp_to_ns
+from .conversions import SECOND, stamp_to_ns
 from .missing import need
+
+AHEAD = SECOND  # ns by which a transform's stamp may be ahead of our clock; less than that is for whoever checks ages
 
 
 class Transform(NamedTuple):
@@ -32,20 +36,23 @@ class Frames(Protocol):
         The moment is TF's, not that of the newest joint_states: robot_state_publisher publishes 20 times a second unless its
         publish_frequency says otherwise, and whoever waits for the transform of one message of joints waits for up to 50 ms."""
 
-    def clear(self) -> None:
-        """Forget every transform: time has jumped back."""
-
     def close(self) -> None:
         """Stop listening."""
 
 
 class TfFrames:
-    """Frames from /tf and /tf_static. Raises MissingPackage where tf2_ros is not installed."""
+    """Frames from /tf and /tf_static. Raises MissingPackage where tf2_ros is not installed.
+
+    When time jumps back, moving transforms are forgotten: tf2 would go on giving those of before, and ignore those that come (TF_OLD_DATA),
+    until time has caught up. Fixed ones stay, as they are not sent again.
+    """
 
     def __init__(self, node: Node) -> None:
-        self._tf2 = need("tf2_ros")
+        self._tf2, self._node = need("tf2_ros"), node
         self._buffer = self._tf2.Buffer()
         self._listener = self._tf2.TransformListener(self._buffer, node)
+        threshold = JumpThreshold(min_forward=None, min_backward=Duration(nanoseconds=-1), on_clock_change=True)
+        self._jumps = node.get_clock().create_jump_callback(threshold, post_callback=lambda _: self._buffer.clear())
 
     def newest(self, target: str, source: str) -> Transform:
         try:
@@ -55,11 +62,13 @@ class TfFrames:
         stamp = stamp_to_ns(found.header.stamp)
         if stamp == 0:  # what TF says of fixed joints alone
             raise NoTransform(f"{source!r} is fixed to {target!r}: no joint of the arm is between them")
+        ahead = stamp - self._node.get_clock().now().nanoseconds
+        if ahead > AHEAD:  # its sender heard of the jump later than we did
+            self._buffer.clear()
+            raise NoTransform(f"{source!r} in {target!r} is {ahead / SECOND:.1f} s ahead of our clock: time jumped, or clocks differ")
         p, q = found.transform.translation, found.transform.rotation
         return Transform(np.array([p.x, p.y, p.z]), np.array([q.x, q.y, q.z, q.w]), stamp)
 
-    def clear(self) -> None:
-        self._buffer.clear()
-
     def close(self) -> None:
+        self._jumps.unregister()
         self._listener.unregister()

@@ -107,8 +107,6 @@ class Inputs:
         """Time has jumped back."""
         self._jumped = bool(self._polled)
         self.clear()
-        if self._frames is not None:
-            self._frames.clear()
 
     @property
     def behind(self) -> bool:
