@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -146,7 +147,8 @@ def test_after_a_jump_back_in_time_the_transforms_of_the_new_time_count(tree: Tr
     tree.newest("base", "tip", lambda found: True, lambda: (tree.fix("link", "tip", 0.5), tree.move("base", "link", 1.0, 100 * S)))
     for now in (96 * S, 5 * S):  # within tf2's memory of 10 s, and beyond it
         tree.time(now)
-        found = tree.newest("base", "tip", lambda found: found.stamp <= now, lambda: tree.move("base", "link", 2.0, now))
+        again = partial(tree.move, "base", "link", 2.0, now)
+        found = tree.newest("base", "tip", lambda found, now=now: found.stamp <= now, again)
         assert found.stamp == now and found.position[0] == pytest.approx(2.5)
 
 

@@ -51,6 +51,7 @@ class Cell:
         self.policy_speaks = True
         self.delay = 0  # ns, of the pose
         self.node.create_subscription(PoseStamped, "target_pose", self._follow, COMMAND)
+        self.node.create_subscription(Float64, "target_gripper", lambda _: None, COMMAND)
         self._pose = self.node.create_publisher(PoseStamped, "end_effector_pose", SENSOR)
         self._chunk = self.node.create_publisher(ActionChunkMsg, "action_chunk", CHUNK)
         self._ticks = 0

@@ -275,6 +275,14 @@ def test_what_is_missing_is_said(misunderstanding: Misunderstanding):
             pass
 
 
+def test_a_gripper_that_no_node_drives_is_not_tried(misunderstanding: Misunderstanding):
+    with wiggle.wiggler({**PARAMETERS, "gripper.topic": "fingers"}, check=misunderstanding.check) as arm:
+        arm.wait(10.0)
+        arm.begin()
+        result = wiggle.examine(arm, ("gripper",), None, QUIET)
+    assert result["gripper"] is None and "no node subscribes to /fingers: start the gripper's driver" in result["error"]
+
+
 def test_without_a_terminal_nobody_is_moved(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
     assert cli.main(["wiggle", "--profile", "simulated_arm"]) == 2

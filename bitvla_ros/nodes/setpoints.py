@@ -23,7 +23,7 @@ from bitvla_ros.control.shadow import Disagreement
 
 from .arm import Arm
 from .conversions import moment, pose_to_msg
-from .lifecycle import ManagedNode
+from .lifecycle import EXPECTED, ManagedNode
 from .parameters import ParameterError
 from .publishing import retire
 from .qos import COMMAND
@@ -134,6 +134,8 @@ class Setpoints:
             "sink": ", ".join(self._topics if self._sink is None else self._sink.topics),
             "stops_on_silence": f"{self._p.sink_silence_timeout:g} s" if self._p.sink_silence_timeout else "no",
         }
+        if self._sink is not None:
+            values["gripper"] = self._sink.gripper
         if self._shadow is not None:
             values |= {f"disagreement_{name}": f"{value:.3g}" for name, value in self._disagreement.values().items()}
         if self._following.lag is not None:
@@ -179,18 +181,25 @@ class Setpoints:
                 self.disable()
             response.success, response.message = True, "disabled"
             return response
-        problem = self._obstacle()
-        if problem is None and self._sink is None:
-            try:
-                self._sink = make_sink(self._node, self._p)
-            except (ValueError, ImportError) as error:
-                problem = str(error)
+        problem = self._obstacle() or self._open_sink()
         response.success = problem is None
         response.message = problem or f"live: the next goal moves the arm through {', '.join(self._topics)}"
         if problem is not None:
             self._node.get_logger().error(f"live mode is refused: {problem}")
         self._node.diagnostics.publish()
         return response
+
+    def _open_sink(self) -> str | None:
+        """Why there is none that live mode may begin with."""
+        made = self._sink is None
+        try:
+            self._sink = self._sink or make_sink(self._node, self._p)
+        except EXPECTED as error:
+            return str(error)
+        problem = self._sink.problem()
+        if problem is not None and made:
+            self._close_sink()
+        return problem
 
     def _obstacle(self) -> str | None:
         """Why live mode may not begin."""

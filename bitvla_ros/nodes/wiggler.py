@@ -22,6 +22,7 @@ from bitvla_ros.control.wiggle import DURATION, Motion, Seen
 
 from . import inputs, sinks
 from .arm import Arm
+from .lifecycle import EXPECTED
 from .qos import SENSOR
 
 # Of the controller's parameters and of the policy's, what a self-test needs.
@@ -113,7 +114,10 @@ class Wiggler:
     def begin(self) -> None:
         """Look whether the arm stays where it is when told to. Raises WiggleError."""
         self._look()
-        self._sink = sinks.make_sink(self._node, self._p)
+        try:
+            self._sink = sinks.make_sink(self._node, self._p)
+        except EXPECTED as error:
+            raise WiggleError(str(error)) from error
         self._home = self.pose
         try:
             self._rest(self._home, self._stays, least=0.5)
@@ -144,7 +148,10 @@ class Wiggler:
         return seen
 
     def try_gripper(self) -> tuple[float, float]:
-        """m between the fingers after they were told to open, and to close; they are left open."""
+        """m between the fingers after they were told to open, and to close; they are left open. Raises WiggleError."""
+        assert self._sink is not None
+        if (problem := self._sink.problem()) is not None:
+            raise WiggleError(problem)
         opened, closed = self._command_gripper(-1.0), self._command_gripper(1.0)
         self._command_gripper(-1.0)
         return opened, closed

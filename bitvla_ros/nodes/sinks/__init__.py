@@ -23,13 +23,19 @@ __all__ = ["ACCEPTANCE", "GRIPPERS", "KINDS", "MODES", "PARAMETERS", "SIMULATOR"
 
 class Sink(Protocol):
     """stops_on_silence: s without a setpoint after which the arm's own controller stops it; None: it does not.
-    topics: full names of the topics that it publishes on."""
+    topics: full names of the topics that it publishes on. gripper: what is known of it, for diagnostics."""
 
     @property
     def stops_on_silence(self) -> float | None: ...
 
     @property
     def topics(self) -> tuple[str, ...]: ...
+
+    @property
+    def gripper(self) -> str: ...
+
+    def problem(self) -> str | None:
+        """Why live mode may not begin, and what to do. Waits up to a second for the discovery of what was made just now."""
 
     def send(self, setpoint: Setpoint, stamp: int, frame: str) -> None:
         """stamp: ns of ROS time, now. frame: of the setpoint."""
@@ -63,13 +69,13 @@ def make_sink(node: Node, p: SimpleNamespace, prefix: str = "") -> Sink:
     """The sink that the parameters describe. p: by name, dots as underscores. prefix: "dry/" puts every topic there; then nothing that
     is not a topic (actions, services) is called.
 
-    Raises as `check` does, and MissingPackage where a gripper's action is not installed.
+    Raises as `check` does, ServoError where MoveIt Servo cannot be switched, and MissingPackage where a gripper's action is not installed.
     """
     check(p)
-    gripper = make_gripper(node, p, prefix)
-    topic, silence = under(prefix, _target_topic(p)), p.sink_silence_timeout or None
     if p.sink_servo_node and not prefix:
         select_command_type(node, p.sink_servo_node, "POSE" if p.sink_kind == "pose" else "TWIST")
+    gripper = make_gripper(node, p, prefix)
+    topic, silence = under(prefix, _target_topic(p)), p.sink_silence_timeout or None
     if p.sink_kind == "pose":
         return PoseSink(node, topic, silence, gripper)
     return TwistSink(

@@ -30,6 +30,13 @@ class _Targets:
     def topics(self) -> tuple[str, ...]:
         return (self._publisher.topic_name, *self._gripper.topics)
 
+    @property
+    def gripper(self) -> str:
+        return self._gripper.state
+
+    def problem(self) -> str | None:
+        return self._gripper.problem()
+
     def send(self, setpoint: Setpoint, stamp: int, frame: str) -> None:
         self._publisher.publish(self._message(setpoint, stamp, frame))
         self._gripper.send(setpoint.gripper)
