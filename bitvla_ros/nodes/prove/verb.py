@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,12 +28,14 @@ Run = Callable[[int, int, Path, "Advance"], "Finding"]
 
 @dataclass(frozen=True)
 class Proof:
-    """full: its trials with --trials 300; other numbers are in proportion. unit: of the trials. what: it does, in a line."""
+    """full: its trials with --trials 300; other numbers are in proportion. unit: of the trials. what: it does, in a line. needs: a package
+    that comes only with a ROS installation; empty: none."""
 
     full: int
     unit: str
     what: str
     run: Run
+    needs: str = ""
 
 
 def _fault(name: str) -> Run:
@@ -75,6 +78,12 @@ def _lifecycle(trials: int, seed: int, logs: Path, advance: Advance) -> Finding:
     from .lifecycle import prove_lifecycle
 
     return prove_lifecycle(trials, seed, logs, advance)
+
+
+def _gripper_aborts(trials: int, seed: int, logs: Path, advance: Advance) -> Finding:
+    from .gripper import prove_gripper_aborts
+
+    return prove_gripper_aborts(trials, seed, logs, advance)
 
 
 def _fuzz(trials: int, seed: int, logs: Path, advance: Advance) -> Finding:
@@ -127,6 +136,9 @@ PROOFS = {
     "first_pose": Proof(300, "trials", "poses that glitch when a task begins", _cell("first_pose")),
     "second_policy": Proof(300, "trials", "a second node that publishes chunks", _cell("second_policy")),
     "second_controller": Proof(300, "trials", "a second controller in the namespace", _cell("second_controller")),
+    "gripper_aborts": Proof(
+        300, "commands", "a gripper's server that aborts, stalls, refuses, is silent or vanishes", _gripper_aborts, needs="control_msgs"
+    ),
     "guests": Proof(300, "guests", "other nodes that join while the arm moves, listen, and leave or are killed", _promise("guests")),
     "lifecycle": Proof(1_000, "loops", "configure, activate, deactivate, clean up", _lifecycle),
     "player_rate": Proof(600, "s", "setpoints at 100 Hz while a network infers on the same processors", _promise("player_rate")),
@@ -170,7 +182,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from ..recorder import GraphError
 
     console = Console(stderr=True, highlight=False)
-    names = list(dict.fromkeys(arguments.only or PROOFS))
+    names = list(dict.fromkeys(arguments.only or _possible(console.print)))
     require_read(arguments.given, READ, *names)
     findings: list[Finding] = []
     broken: list[str] = []
@@ -200,6 +212,15 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if broken:
         result["error"] = "; ".join([*broken, *([result["error"]] if "error" in result else [])])
     return result
+
+
+def _possible(say: Callable[[str], None]) -> Iterator[str]:
+    """The proofs whose packages are installed; what is left out is said."""
+    for name, proof in PROOFS.items():
+        if not proof.needs or find_spec(proof.needs):
+            yield name
+        else:
+            say(f"{name} is left out: it needs {proof.needs}, which comes with ROS, not from PyPI")
 
 
 def show(result: dict[str, Any]) -> None:
