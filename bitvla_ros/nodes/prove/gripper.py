@@ -21,7 +21,7 @@ from std_msgs.msg import String
 
 from bitvla_ros.control.limits import Limits
 from bitvla_ros.evaluation.proofs.findings import Advance, Promise, Samples
-from bitvla_ros.evaluation.proofs.steps import OF_STAMPS, Steps
+from bitvla_ros.evaluation.proofs.steps import Steps
 from bitvla_ros.evaluation.proofs.stopping import Target
 from bitvla_ros.msg import ActionChunk as ActionChunkMsg
 from bitvla_ros.msg import Task
@@ -36,12 +36,13 @@ from ..recorder import PATIENCE, GraphError, Recorder, target
 from ..sinks.gripper import ANSWER, RESULT, RETRIES, RETRY
 from .gripper_server import ACTION, ACTIONS, GOALS, GONE
 
-LIMITS = Limits(speed=0.2, acceleration=2.0, liveliness_grace=0.5, gripper_rate=100.0, clamp=("offset",))
+LIMITS = Limits(speed=0.2, acceleration=2.0, liveliness_grace=0.5, max_state_age=1.0, gripper_rate=100.0, clamp=("offset",))
 POSITIONS = {False: 0.04, True: 0.0}  # m, by whether it is closed
 HOME = np.array([0.4, 0.0, 0.3])
 DOWN = np.array([1.0, 0.0, 0.0, 0.0])
 REACH = 0.05  # m to both sides of HOME
-SILENCE = 0.1  # s after which an arm's own controller would stop it
+SILENCE = 0.2  # s after which an arm's own controller would stop it
+TOLERANCE = 0.1  # relative, of the setpoints' limits: by stamps, which a full machine reads later than it counts
 PARAMETERS = {
     "simulator": False,
     "mode": "live",
@@ -57,6 +58,7 @@ PARAMETERS = {
     "limits.acceleration": LIMITS.acceleration,
     "limits.liveliness_grace": LIMITS.liveliness_grace,
     "limits.gripper_rate": LIMITS.gripper_rate,
+    "limits.max_state_age": LIMITS.max_state_age,
 }
 
 GOAL = 36_000 * 10**9  # ns, longer than all trials together
@@ -123,7 +125,7 @@ class Observer(Recorder):
 
     def __init__(self, graph: Graph) -> None:
         self.closed, self.goals, self.states, self.scripts = False, list[tuple[float, str, float]](), list[str](), list[str]()
-        self.steps, self.stamp, self.gap = Steps(LIMITS, OF_STAMPS), 0, 0
+        self.steps, self.stamp, self.gap = Steps(LIMITS, TOLERANCE), 0, 0
         self._position: NDArray[np.float64] = HOME
         self._task: Task | None = None
         self._ticks, self._way = 0, 1.0
@@ -224,6 +226,7 @@ def _trials(kind: str, scripts: Sequence[Script], logs: Path) -> Iterator[tuple[
                 seconds = time.monotonic() - began
                 if result.done():
                     problems.append(f"the task ended: {result.result().result.reason}")
+                    observer.reset_fault()
                     result = observer.send_goal("go on", GOAL).get_result_async()
                 yield script, seconds, problems
 
