@@ -58,7 +58,7 @@ def test_a_stop_in_between_is_as_short_as_ever() -> None:
     arm.run(0.02)
     arm.session.cancel("enough")
     setpoints = [s for s in arm.run(0.2) if s is not None]
-    assert setpoints[-1].hold and len(setpoints) <= 10  # 1.5 rad/s at 15 rad/s2
+    assert setpoints[-1].hold and sum(not s.hold for s in setpoints) < 10  # 1.5 rad/s at 15 rad/s2
 
 
 @pytest.mark.parametrize("name", RESTRICTABLE)

@@ -22,7 +22,7 @@ class PoseContinuity:
     within its limits of speed. `agree`: enough of them in a row did."""
 
     def __init__(self, limits: Limits) -> None:
-        self._limits = limits
+        self.limits = limits
         self._last: ArmState | None = None
         self._samples = 0  # of the row
         self._since = self._span = 0  # stamp of its first sample, and how long it must last
@@ -53,7 +53,7 @@ class PoseContinuity:
         elapsed = max(after.stamp - before.stamp, 0) / 1e9
         moved = math.hypot(*(after.position - before.position).tolist())
         turn = math.hypot(*turn_between(before.orientation, after.orientation).tolist())
-        limits = self._limits
+        limits = self.limits
         return moved <= _NOISE + limits.speed * elapsed and turn <= _ANGULAR_NOISE + limits.angular_speed * elapsed
 
 

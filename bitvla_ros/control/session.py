@@ -204,7 +204,7 @@ class Session:
             return self.brake(steady)
         setpoints = self.guard.setpoints
         if setpoints.last is not None and (self._holds_left or setpoints.settling(steady)):
-            if self.frame != self.player.frame or not setpoints.follows(arm):
+            if self.frame != self.player.frame or not (setpoints.follows(arm) and setpoints.stays_inside(self.config.limits)):
                 return self.brake(steady)  # and wait until the arm has settled, wherever that is
             self._go_on(setpoints.last)
             return None
@@ -285,11 +285,12 @@ class Session:
         if looser := limits.looser(now):
             raise ValueError(f"{', '.join(looser)} would allow more than now, and only stricter limits are taken on")
         box = limits.workspace_min, limits.workspace_max
-        led = (self.running or self._stopping) and box != (now.workspace_min, now.workspace_max)
+        led = (self.running or self.stopping) and box != (now.workspace_min, now.workspace_max)
         if led and not self.guard.setpoints.stays_inside(limits):
             raise ValueError("the setpoint, or where it could stop, is outside this box: end the task, or lead the arm inside first")
         self.config = replace(self.config, limits=limits)
         self.guard.restrict(limits)
+        self._poses.limits = limits
         self.motion.restrict(limits.motion(self.config.motion, self.config.lag))
 
     def policy_alive(self, alive: bool, steady: int) -> None:

@@ -14,6 +14,7 @@ _PACKAGES = {
     "launch": "launch",
     "launch_ros": "launch-ros",
     "moveit_msgs": "moveit-msgs",
+    "ros2bag": "ros2bag",
     "tf2_ros": "tf2-ros-py",
 }
 
