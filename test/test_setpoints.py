@@ -219,9 +219,12 @@ def test_live(graph: TestGraph) -> None:
 
     # The node is asked to end while it moves.
     graph.wait(lambda: cell.enable().success, "live mode")
-    cell.begin()
+    handle = cell.begin()
     cell.moving()
+    ended = handle.get_result_async()
     graph.stop("controller")
+    result = graph.result(ended, "result of the goal").result
+    assert result.outcome == Result.CANCELLED and "deactivated" in result.reason
     cell.silent()
 
 

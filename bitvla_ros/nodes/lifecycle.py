@@ -32,6 +32,8 @@ from .parameters import Parameter, ParameterError, Parameters
 
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 
+ANSWERS = 0.2  # s for which a deactivated node still answers before its process ends
+
 AUTOSTART = Parameter("autostart", True, "Configure and activate the node when it starts")
 
 EXIT_ON_FAILURE = "--exit-on-failure"  # command line: the process ends where its node cannot be configured or activated
@@ -114,10 +116,15 @@ class ManagedNode(LifecycleNode):
         if self.get_parameter("autostart").value:
             self.executor.create_task(self._autostart)
 
-    def stop(self) -> None:
-        """Deactivate and clean up from whatever state: the process ends."""
+    def rest(self) -> None:
+        """Deactivate, where the node is active: the process ends."""
         if self.state == "active":
             self._undo(self.deactivate)
+            self.state = "inactive"
+
+    def stop(self) -> None:
+        """Deactivate and clean up from whatever state: the process ends."""
+        self.rest()
         if self.state in ("active", "inactive"):
             self._undo(self.cleanup)
         self.state = "finalized"
@@ -249,9 +256,9 @@ def run(
 ) -> int:
     """Run one node until SIGINT or SIGTERM; the exit code. make: takes the node's own command-line arguments, cli_args.
 
-    The signals only raise a flag. So the node is deactivated, and may publish a last stop, while its context is still alive. What a node
-    still loads then is not waited for: its thread ends with the process. With EXIT_ON_FAILURE among the arguments a transition that fails
-    ends the process too.
+    The signals only raise a flag. So the node is deactivated, and may publish a last stop, while its context is still alive, and whoever
+    waits for the result of a goal gets it. What a node still loads then is not waited for: its thread ends with the process. With
+    EXIT_ON_FAILURE among the arguments a transition that fails ends the process too.
     """
     ended = False
     node: ManagedNode | None = None
@@ -281,6 +288,10 @@ def run(
             spinner.spin_once(timeout_sec=0.1)
     finally:
         loading = node.state == "configuring"
+        node.rest()
+        until = time.monotonic() + ANSWERS
+        while not loading and time.monotonic() < until:
+            spinner.spin_once(timeout_sec=0.01)
         spinner.shutdown(timeout_sec=0.0 if loading else 1.0)
         node.stop()
         node.destroy_node()
