@@ -19,7 +19,9 @@ pytestmark = pytest.mark.ros
 
 
 def evaluate(model: str, through: str, *arguments: str, episodes: int = 2) -> tuple[int, dict, str]:
-    options = ["--suite", SUITE, "--episodes", str(episodes), "--image-size", "64", "--through", through, "--json", *arguments]
+    options = ["--suite", SUITE, "--episodes", str(episodes), "--through", through, "--json", *arguments]
+    if model != "expert" or "--output" in arguments:  # which looks at pictures
+        options += ["--image-size", "64"]
     command = [sys.executable, "-m", "bitvla_ros.cli", "eval", model, *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110, env={**os.environ, "OMP_NUM_THREADS": "2"})
     assert done.stdout, done.stderr

@@ -221,6 +221,9 @@ class Cell(Recorder):
         else:
             self._ask("estop", self._stop.service_is_ready, lambda: self._stop.call_async(Trigger.Request()))
 
+    def hide_pose(self) -> None:
+        self.pose_is_sent = False
+
     def cancel(self) -> None:
         self._ask("the cancel", lambda: True, self.goal.cancel_goal_async)
 

@@ -37,21 +37,13 @@ def _end_policy(made: Cell) -> None:
 
 
 def _hide_pose(made: Cell) -> None:
-    made.pose_is_sent = False
+    made.hide_pose()
     made.until(lambda: made.ended, "end of the goal without a pose", LIMIT)
 
 
 def _succeed(made: Cell) -> None:
     made.success = True
     made.until(lambda: made.ended, "end of the goal that succeeded", LIMIT)
-
-
-def _take_over(end: Stop) -> Stop:
-    def stop(made: Cell) -> None:
-        made.send()
-        end(made)
-
-    return stop
 
 
 def _signal(number: int) -> Stop:
@@ -64,6 +56,12 @@ ENDS: dict[str, Stop] = {
     "cancel": Cell.cancel,
     "policy lost": _end_policy,
     "pose lost": _hide_pose,
+}
+# The goal that took over may not have begun: then it goes on waiting for what it lost.
+TAKEN_OVER: dict[str, Stop] = {
+    **ENDS,
+    "policy lost": Cell.end_policy,
+    "pose lost": Cell.hide_pose,
 }
 STOPS: dict[str, Stop] = {
     **ENDS,
@@ -112,9 +110,10 @@ def prove_take_over(trials: int, seed: int, logs: Path, advance: Advance) -> Pro
     wrong: list[str] = []
     with cell("pose", logs, np.random.default_rng(seed)) as made:
         for trial in range(trials):
-            name = tuple(ENDS)[trial % len(ENDS)]
+            name = tuple(TAKEN_OVER)[trial % len(TAKEN_OVER)]
             made.begin()
-            _take_over(ENDS[name])(made)
+            made.send()
+            TAKEN_OVER[name](made)
             problem = made.problem() or _leap(made)
             wrong += [f"taken over, then {name}: {problem}"] if problem else []
             _recover(made)
