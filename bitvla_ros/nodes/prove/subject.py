@@ -85,7 +85,7 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("cameras", nargs="*")
     own = parser.parse_args(remove_ros_args(arguments)[1:])
     with chosen():
-        return run(lambda: SubjectNode(own.cameras, own.network), arguments)
+        return run(lambda **options: SubjectNode(own.cameras, own.network, **options), arguments)
 
 
 if __name__ == "__main__":
