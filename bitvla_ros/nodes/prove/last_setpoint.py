@@ -25,7 +25,7 @@ Stop = Callable[[Cell], object]
 
 
 def _second_publisher(made: Cell) -> None:
-    other = made.create_publisher(made.kind, made.topic, COMMAND)
+    other = made.passing_publisher(made.kind, made.topic, COMMAND)
     made.until(lambda: made.ended, "end of the goal beside another publisher", LIMIT)
     made.destroy_publisher(other)
     made.until(lambda: made.count_publishers(made.topic) <= 1, "end of the other publisher")
@@ -152,7 +152,7 @@ def prove_second_policy(trials: int, seed: int, logs: Path, advance: Advance) ->
             running = bool(trial % 2)
             if running:
                 made.begin()
-            publisher = made.create_publisher(ActionChunk, "action_chunk", CHUNK_OFFERED)
+            publisher = made.passing_publisher(ActionChunk, "action_chunk", CHUNK_OFFERED)
             pulse = Pulse(publisher)
             if not running:
                 made.until_controller_says("2 nodes publish action_chunk")
