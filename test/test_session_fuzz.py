@@ -1,4 +1,4 @@
-"""Random events between setpoints, judged by what goes out: a short run, and a judge that finds what is wrong."""
+"""Random events between setpoints, checked by what goes out: a short run, and an oracle that finds what is wrong."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def found(events: int, seed: int = 1) -> tuple[str, ...]:
     return prove_session(events, seed, lambda count: None).examples
 
 
-def test_nothing_that_happens_between_two_setpoints_breaks_a_promise() -> None:
+def test_nothing_that_happens_between_two_setpoints_breaks_a_limit() -> None:
     assert found(EVENTS) == ()
 
 
@@ -49,6 +49,6 @@ begin, begin_motion, place = Session.begin, Session._begin_motion, SetpointCheck
         (SetpointChecks, "stop", lambda self, steady, epoch: None),
     ],
 )
-def test_the_judge_finds_what_is_wrong(monkeypatch: pytest.MonkeyPatch, kind: type, name: str, wrong: object) -> None:
+def test_the_oracle_finds_what_is_wrong(monkeypatch: pytest.MonkeyPatch, kind: type, name: str, wrong: object) -> None:
     monkeypatch.setattr(kind, name, wrong)
     assert any(found(5_000, seed) for seed in range(40))

@@ -1,6 +1,6 @@
-"""Anything may happen between two setpoints: a session under random events, judged by what goes out alone.
+"""Anything may happen between two setpoints: a session under random events, checked by what goes out alone.
 
-The judge knows the limits and where the arm is, and nothing of how the session decides. What it asks for:
+The oracle knows the limits and where the arm is, and nothing of how the session decides. What it asks for:
 finite numbers of the task that is current; inside the workspace; from one setpoint to the next no more than the limits of speed and
 acceleration, unless none was sent for REST: then the first is a hold at the arm, or the last one again; after a latched fault, or
 without a task, nothing but deceleration to a hold; and whatever moves is brought to a hold within the time that braking takes.
@@ -62,7 +62,7 @@ _EVENTS = {  # what may happen between two setpoints, and how often
 
 
 @dataclass
-class Judge:
+class Oracle:
     """Looks at setpoints as they go out. problems: some of what was wrong, in words."""
 
     limits: Limits
@@ -148,7 +148,7 @@ class _Run:
             int(random.choice([0, 2, 5])),
         )
         self.session = Session(config)
-        self.judge = Judge(LIMITS)
+        self.oracle = Oracle(LIMITS)
         self.steady = self.now = 1000 * SECOND
         self.position, self.orientation = np.array([0.45, 0.0, 0.35]), np.array([1.0, 0.0, 0.0, 0.0])
         self.success = False
@@ -178,16 +178,16 @@ class _Run:
         self.success = False
         self.led = self.led or setpoint is not None
         fault = session.guard.fault is not None
-        self.judge.take(setpoint, self._seen, self.steady, task=session.epoch, may_move=session.running and not fault)
-        if not session.running and not session.stopping and self.judge.last is not None and not self.judge.last.hold:
-            self.judge._note("the stop is said to be over, but the last setpoint moves", self.steady)
+        self.oracle.take(setpoint, self._seen, self.steady, task=session.epoch, may_move=session.running and not fault)
+        if not session.running and not session.stopping and self.oracle.last is not None and not self.oracle.last.hold:
+            self.oracle._note("the stop is said to be over, but the last setpoint moves", self.steady)
         session.watch(self.steady)
         return 1 + count
 
     def _pass(self, dt: int) -> None:
         self.now += dt
         self.steady += dt
-        if (last := self.judge.last) is not None and self.led:
+        if (last := self.oracle.last) is not None and self.led:
             share = 1 - float(np.exp(-dt / SECOND / 0.05))
             self.position = self.position + share * (last.position - self.position)
             self.orientation = turned(self.orientation, share * turn_between(self.orientation, last.orientation))
@@ -254,7 +254,7 @@ class _Run:
 
     def _teleport(self) -> None:
         """Somebody moves the arm, or a simulator is reset; not in the middle of a motion."""
-        if self.judge.last is None or self.judge.last.hold:
+        if self.oracle.last is None or self.oracle.last.hold:
             self.position = self.random.uniform(*WORKSPACE) + self.random.choice([0.0, 0.1])
             self.led = False
 
@@ -266,18 +266,18 @@ class _Run:
 
 
 def prove_session(events: int, seed: int, advance: Advance) -> Promise:
-    """Counts what the judge found wrong. events: setpoints, and what happens between them."""
+    """Counts what the oracle found wrong. events: setpoints, and what happens between them."""
     violations, made = 0, 0
     examples: list[str] = []
     while made < events:
         run, here = _Run(np.random.default_rng([seed, made])), 0
         while here < min(SEGMENT, events - made):
             here += run.step()
-        violations += run.judge.violations
-        examples += run.judge.problems
+        violations += run.oracle.violations
+        examples += run.oracle.problems
         made += here
         advance(min(here, events))
-    return Promise("session", events, violations, float(violations), "unlike what was promised", 0.0, tuple(examples[:_EXAMPLES]))
+    return Promise("session", events, violations, float(violations), "violations", 0.0, tuple(examples[:_EXAMPLES]))
 
 
 def _norm(vector: Array) -> float:
