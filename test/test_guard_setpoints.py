@@ -195,6 +195,16 @@ def test_an_arm_that_rests_a_little_outside_begins_at_the_edge():
     assert checked.place(NOW, arm((0.504, 0.1, -0.503)), NOW).position.tolist() == [0.5, 0.1, -0.5] and checked.fault is None
 
 
+def test_what_the_gripper_did_in_a_time_that_is_over_does_not_count():
+    checked = placed(gripper_rate=4.5)
+    for k in range(5):
+        steady = NOW - k * 10 * SECOND
+        checked.looks(NOW, steady)
+        for gripper in (1.0, -1.0):
+            checked.check_setpoint(NOW, moving(gripper=gripper), arm(), steady=steady)
+    assert checked.fault is None
+
+
 def test_a_reset_without_a_fault_leaves_the_task_guarded():
     checked = placed()
     checked.reset()

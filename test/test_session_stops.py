@@ -87,6 +87,45 @@ def test_a_stop_goes_on_where_the_arm_is_not_seen_any_more():
     assert holds[-1] and holds.count(True) == 1 + REPEATS
 
 
+def test_an_arm_that_is_not_seen_for_a_while_goes_on_and_still_stops():
+    arm = moving()
+    unseen = [arm.session.brake(arm.now + k * TICK) for k in range(60)]
+    assert all(s is not None for s in unseen) and unseen[-1].hold and arm.session.running
+    arm.now += 60 * TICK
+    arm.last, arm._time, arm._velocity = unseen[-1], arm.now - TICK, (np.zeros(3), np.zeros(3))
+    arm.accept((1.0,), repeat=40)
+    assert arm.run(0.4)[-1].linear[0] > 0.2
+    arm.session.cancel("by the client")
+    comes_to_rest(arm)
+
+
+@pytest.mark.parametrize("moved", [0.0, 0.05, 0.3])
+@pytest.mark.parametrize("back", [2, 10, 1000])
+def test_where_a_simulators_time_goes_back_the_next_task_begins(back, moved):
+    arm = moving()
+    arm.session.cancel("enough")
+    arm.run(1.0)
+    arm.now -= back * SECOND
+    arm.position, arm.last = arm.position + np.array([0, moved, 0]), None
+    arm.begin()
+    assert any(s is not None for s in arm.run(1.0)) and arm.session.guard.fault is None
+
+
+@pytest.mark.parametrize("hz", [20, 100, 500, 1000])
+@pytest.mark.parametrize("noise", [0.0003, 0.001, 0.002])
+@pytest.mark.parametrize("stamps", [1, 5_000_000, 50_000_000])
+def test_a_task_begins_with_noisy_poses_and_coarse_stamps(hz, noise, stamps):
+    random = np.random.default_rng(0)
+    arm = Arm(period=SECOND // hz)
+    arm.session = type(arm.session)(arm.session.config)
+    arm.begin()
+    for _ in range(hz):
+        seen = ArmState(arm.position + random.normal(0, noise, 3), UPRIGHT, arm.now // stamps * stamps)
+        if arm.step(seen) is not None:
+            return
+    pytest.fail(f"no setpoint within a second, fault {arm.session.guard.fault}")
+
+
 def test_a_ramp_that_was_interrupted_for_a_long_time_ends_in_a_hold():
     arm = moving()
     arm.session.cancel("another goal took over")

@@ -48,7 +48,7 @@ class Cell:
         self.targets = graph.collect(PoseStamped, "target_pose", QoSProfile(depth=1000))
         self.health = graph.collect(DiagnosticArray, "/diagnostics", 100)
         self.frame, self.position, self.orientation = "base", HOME, DOWN
-        self.policy_speaks = True
+        self.policy_speaks = self.clock_runs = True
         self.delay = 0  # ns, of the pose
         self.node.create_subscription(PoseStamped, "target_pose", self._follow, COMMAND)
         self.node.create_subscription(Float64, "target_gripper", lambda _: None, COMMAND)
@@ -116,7 +116,7 @@ class Cell:
 
     def _tick(self) -> None:
         now = self.now
-        if self._clock is not None:
+        if self._clock is not None and self.clock_runs:
             self._clock.publish(Clock(clock=ns_to_stamp(now)))
         self._pose.publish(pose_to_msg(self.position, self.orientation, now - self.delay, self.frame))
         self._ticks += 1
@@ -257,6 +257,20 @@ def test_in_simulated_time_the_arm_moves_as_fast_as_its_simulator(graph: TestGra
     middle = slice(len(stamps) // 3, 2 * len(stamps) // 3)
     speed = np.polyfit(stamps[middle], places[middle], 1)[0]
     assert 0.06 < speed < 0.1, "m/s: three tenths of 0.0135 m, 20 times a second"
+
+
+def test_a_clock_that_stands_still_does_not_keep_an_arm_from_stopping(graph: TestGraph) -> None:
+    """Twists: the last one would move the arm for ever."""
+    cell = Cell(graph, "live", pace=0.5)
+    graph.wait(lambda: cell.enable().success, "live mode")
+    handle = cell.begin()
+    cell.moving()
+    cell.clock_runs = False
+    assert graph.call(Trigger, "estop", Trigger.Request()).success
+    assert "e-stop" in cell.outcome(handle).reason
+    graph.wait(lambda: cell.publishers() == 0, "the sink's end, after the hold")
+    before, last = (pose_from_msg(message)[0] for message in cell.targets[-2:])
+    assert np.array_equal(last, before), "a hold"
 
 
 def test_an_arm_whose_pose_is_late_is_not_led_and_diagnostics_say_why(graph: TestGraph) -> None:

@@ -13,13 +13,13 @@ from .rotation import turn_between
 _SAMPLES = 3  # that must continue one another
 _SPAN = 50_000_000  # ns between the first and the last of them, at least
 _SPAN_AFTER_JUMP = 250_000_000  # ns: the same where they contradict the poses before them
-_GAP = 500_000_000  # ns between samples after which the arm may be anywhere
-_NOISE, _ANGULAR_NOISE = 0.002, 0.01  # m, rad
+_GAP = 0.5  # s between samples after which the arm may be anywhere, or the age that is allowed of them where that is more
+_NOISE, _ANGULAR_NOISE = 0.01, 0.05  # m, rad, between two samples
 
 
 class PoseContinuity:
     """Follows the measured pose from sample to sample. Successive samples agree where the arm could have moved from one to the other
-    within its limits of speed. `agree`: enough of them in a row did."""
+    within its limits of speed, up to noise. `agree`: enough of them in a row did, for long enough, at whatever rate they come."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
@@ -34,8 +34,9 @@ class PoseContinuity:
             return
         if not _is_pose(arm):
             self._last, self._samples = None, 0
-        elif last is not None and 0 < arm.stamp - last.stamp <= _GAP and self._near(last, arm):
-            self._last, self._samples = arm, self._samples + 1
+        elif last is not None and 0 <= arm.stamp - last.stamp <= 1e9 * max(_GAP, self.limits.max_state_age) and self._near(last, arm):
+            self._samples += arm.stamp > last.stamp  # some drivers' stamps are coarser than their rate
+            self._last = arm
         else:
             self._begin(arm, known=last)
 

@@ -136,6 +136,9 @@ class Guard:
         """Call whenever the arm is looked at. Where nobody has for longer than a control step and a half, as where the machine stood
         still, what is measured does not age meanwhile: newer poses wait to be taken, or their driver stood still too. Only the last such
         pause counts."""
+        self.setpoints.rewind(steady)
+        if now < self._pause[0]:  # time has gone back
+            self._pause = 0, 0
         if self._looked is not None and (steady - self._looked) * self._hz > 1.5e9:
             self._pause = now, steady - self._looked
         self._looked = steady

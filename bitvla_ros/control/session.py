@@ -162,8 +162,8 @@ class Session:
         """Realtime: the setpoint of this moment, at any rate not below the control rate. None: there is nothing to say. Without a task:
         those of the stop, the last of them a hold and its repetitions.
 
-        joints: where known. success: as in `tick`. A pause of more than a control step brakes: whatever moves the arm has heard nothing
-        for as long. So does a pose older than `Limits.unseen`: an arm that is not seen is not led."""
+        joints: where known. success: as in `tick`. A pause of more than a control step and a half brakes: whatever moves the arm has
+        heard nothing for as long. So does a pose older than `Limits.unseen`: an arm that is not seen is not led."""
         if self.running and self.lockstep:
             raise RuntimeError("a lockstep task is answered by tick()")
         self.guard.looks(now, steady)
@@ -184,11 +184,11 @@ class Session:
 
     def brake(self, steady: int) -> Setpoint | None:
         """The next setpoint of a stop, for which the arm need not be seen: deceleration to a hold, which is said again
-        `ControlConfig.hold_repeats` times. None: the stop is over."""
+        `ControlConfig.hold_repeats` times. None: the stop is over. A task that runs goes on afterwards, from the hold."""
         self._ramping = False  # of commands alone
         setpoint = self.guard.stop_setpoint(steady, self.epoch) if self._holds_left else None
         if setpoint is not None:
-            self._holds_left -= setpoint.hold
+            self._holds_left -= setpoint.hold and not (self.running and self._placed)
             self.motion.resume(setpoint)
             rest = np.zeros(ACTION_DIM, np.float32)
             rest[6] = setpoint.gripper
@@ -225,14 +225,14 @@ class Session:
         self._holds_left = 1 + self.config.hold_repeats
 
     def _wait_for_poses(self, arm: ArmState, steady: int) -> None:
-        self._placing = steady if self._placing is None else self._placing
+        self._placing = steady if self._placing is None else min(self._placing, steady)
         if steady - self._placing > _PLACING:
             found = f"the measured poses have contradicted one another for {_PLACING / 1e9:g} s, the last at {arm.position.tolist()} m"
-            self.fault(FaultReason.STATE, f"{found}: does the arm move, or does more than one driver publish them?")
+            self.fault(FaultReason.STATE, f"{found}: does the arm move, do they come too seldom, or from more than one driver?")
 
     def _follow(self, now: int, arm: ArmState, joints: Joints | None, steady: int) -> Setpoint | None:
         elapsed = max(steady - self.guard.setpoints.time, 0)
-        pause = elapsed > self.config.player.step_duration
+        pause = elapsed > 1.5 * self.config.player.step_duration
         seen = self.guard.check_arm(now, arm)
         if seen and (self.shadow or self.fade):
             here = arm if self.shadow else self._faded(arm, elapsed)
@@ -246,6 +246,8 @@ class Session:
         rest = command.hold or self.blind or pause
         wanted = self.motion.step(None if rest else command.action, elapsed / 1e9, self.player.began, arm if seen else None)
         setpoint = self.guard.check_setpoint(now, replace(wanted, epoch=self.epoch), arm, joints, steady)
+        if setpoint is not None and not setpoint.hold:
+            self._holds_left = 1 + self.config.hold_repeats
         self._notice()
         self.player.commanded(replace(command, hold=self.shadow or (setpoint is not None and setpoint.hold)))
         return setpoint
@@ -285,7 +287,7 @@ class Session:
         if looser := limits.looser(now):
             raise ValueError(f"{', '.join(looser)} would allow more than now, and only stricter limits are taken on")
         box = limits.workspace_min, limits.workspace_max
-        led = (self.running or self.stopping) and box != (now.workspace_min, now.workspace_max)
+        led = ((self.running and self._placed) or self.stopping) and box != (now.workspace_min, now.workspace_max)
         if led and not self.guard.setpoints.stays_inside(limits):
             raise ValueError("the setpoint, or where it could stop, is outside this box: end the task, or lead the arm inside first")
         self.config = replace(self.config, limits=limits)

@@ -62,6 +62,12 @@ class SetpointChecks:
         """The arm is no further from the last setpoint than the limits allow."""
         return self.last is not None and max(self._following(self.last, arm)) <= 1
 
+    def rewind(self, steady: int) -> None:
+        """Where a simulator's time has gone back, the last setpoint is of now."""
+        if steady < self.time:
+            self.time, self._behind = steady, None
+            self._travel.clear()
+
     def rebase(self, arm: ArmState) -> None:
         """Setpoints go on from where the arm is measured, at the velocity of before: for an arm that somebody else moves."""
         if self.last is not None:

@@ -272,8 +272,9 @@ class ControllerNode(ManagedNode):
     def _confirm(self, goal: Goal) -> None:
         """The first tick after that of the start. Where it does not follow from our answer, the start was with a tick of the past:
         a reset, or ticks before we came, were slower to arrive here than the goal. Then the task begins anew, with this tick."""
-        if self._arm.lockstep and (self._arm.episode != goal.episode or self._output.answered < goal.start):
-            self._session.cancel("begins with a newer tick", stop=False)
+        arm = self._arm
+        if arm.episode != goal.episode or (arm.lockstep and self._output.answered < goal.start):
+            self._session.cancel("begins with a newer tick", stop=not arm.lockstep)
             goal.started = False
         goal.episode, goal.moved = self._arm.episode, goal.started
 

@@ -32,6 +32,7 @@ from .sinks import ACCEPTANCE, Sink, check, make_sink, sink_topics
 DRY = "dry/"
 FADE = 2.0  # s in which errors of following velocities fade: with the default limits an arm that stands still is found from 0.05 m/s on
 PATIENCE = 4_000_000_000  # ns that an arm has to come to rest when the node ends; then it is told to hold at once
+STALL = 200_000_000  # ns for which a simulator's time may stand still while its arm moves
 LONG = 3600 * 10**9  # ns, in which any stop has ended
 
 
@@ -54,11 +55,16 @@ class Setpoints:
             )
         self.rate: float = p.sink_rate
         self._node, self._p, self._session, self._arm, self._report = node, p, session, arm, report
+        if p.sink_rate < p.control_hz:
+            raise ParameterError(
+                f"sink.rate is {p.sink_rate:g} Hz, below control_hz, {p.control_hz:g}: give at least one setpoint an action"
+            )
         self._topics = sink_topics(node, p)
         session.shadow = p.mode != "live"
         session.fade = 0.0 if p.sink_kind == "pose" else FADE
         self._closing = False  # the sink closes when the arm has come to rest
         self._last: int | None = None  # the last step, ns of the steady clock
+        self._clock = -1, 0  # the newest ROS time, and since when it has been that, ns of the steady clock
         self.steps = self.late = self.blind = 0  # late: came more than half a period after their time
         self._sink: Sink | None = make_sink(node, p, DRY) if p.mode == "dry" else None
         self._shadow = node.create_publisher(PoseStamped, "shadow/target_pose", COMMAND) if p.mode == "shadow" else None
@@ -83,12 +89,13 @@ class Setpoints:
         """Nothing: setpoints go out in time."""
 
     def step(self, now: int, steady: int, success: bool) -> None:
-        """One setpoint. Of an arm that is not seen at all, that of a stop which has not ended."""
+        """One setpoint. Where the arm is not seen at all, or its simulator's time stands still, one that brakes."""
         pose, steps = self._arm.pose, self._session.steps
         self._count(steady)
-        moved = self._moved(now, steady)
-        if pose is None:
+        moved, stalled = self._moved(now, steady)
+        if pose is None or stalled:
             self._send(self._session.brake(moved), now)
+            self._close_at_rest()
             return
         setpoint = self._session.setpoint(now, pose, success, moved, self._arm.joints)
         self.blind += self._session.blind
@@ -116,7 +123,7 @@ class Setpoints:
         """The node is deactivated: play the stop in its own time, then disable. Nothing is received meanwhile, so /clock stands still."""
         began = time.monotonic_ns()
         now, steady = moment(self._node.get_clock())
-        moved = self._moved(now, steady)
+        moved, _ = self._moved(now, steady)
         while self._session.stopping:
             time.sleep(1.0 / self.rate)  # nothing else is to be done any more
             elapsed = time.monotonic_ns() - began
@@ -148,9 +155,15 @@ class Setpoints:
             retire(self._node, self._shadow)
         self._close_sink()
 
-    def _moved(self, now: int, steady: int) -> int:
-        """The time in which the arm moves: of a simulated one its simulator's, which may go slower than ours."""
-        return now if self._node.get_clock().ros_time_is_active else steady
+    def _moved(self, now: int, steady: int) -> tuple[int, bool]:
+        """The time in which the arm moves, and whether it stands still: a simulated arm moves in its simulator's time, which may go slower
+        than ours. A clock that died must not keep an arm from stopping, so that after STALL ours counts."""
+        if not self._node.get_clock().ros_time_is_active:
+            return steady, False
+        if now != self._clock[0]:
+            self._clock = now, steady
+        still = steady - self._clock[1]
+        return now + max(still - STALL, 0), still > STALL
 
     def _send(self, setpoint: Setpoint | None, now: int) -> None:
         frame = self._session.frame

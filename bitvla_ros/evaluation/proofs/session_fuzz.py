@@ -58,6 +58,8 @@ _EVENTS = {  # what may happen between two setpoints, and how often
     "teleport": 0.3,
     "success": 0.5,
     "pause": 0.3,
+    "unseen": 0.3,
+    "restart": 0.2,
 }
 
 
@@ -72,6 +74,7 @@ class Oracle:
     _time: int = 0
     _linear: Array = field(default_factory=lambda: np.zeros(3))
     _angular: Array = field(default_factory=lambda: np.zeros(3))
+    _restarted: bool = False
     _moves_since: int | None = None  # since when the last setpoint moves although nothing may
 
     def take(self, setpoint: Setpoint | None, arm: ArmState, now: int, *, task: int, may_move: bool) -> None:
@@ -82,15 +85,20 @@ class Oracle:
             self.last, self._time = setpoint, now
         self._check_rest(now, may_move)
 
+    def restart(self, back: int) -> None:
+        """Time has gone back by so many ns: how much has passed since the last setpoint is not known to who gives the next."""
+        self._time -= back
+        self._moves_since, self._restarted = None, True
+
     def _check(self, setpoint: Setpoint, arm: ArmState, now: int, task: int, may_move: bool) -> None:
         numbers = [*setpoint.position, *setpoint.orientation, *setpoint.linear, *setpoint.angular, setpoint.gripper]
         if not np.isfinite(numbers).all():
-            self._note("not finite", now)
+            self.note("not finite", now)
             return
         if (setpoint.position < WORKSPACE[0] - _ROUNDING).any() or (setpoint.position > WORKSPACE[1] + _ROUNDING).any():
-            self._note(f"outside the workspace: {setpoint.position.round(4).tolist()}", now)
+            self.note(f"outside the workspace: {setpoint.position.round(4).tolist()}", now)
         if setpoint.epoch != task:
-            self._note(f"of task {setpoint.epoch}, not {task}", now)
+            self.note(f"of task {setpoint.epoch}, not {task}", now)
         before, linear, angular = self.last, self._linear, self._angular
         dt = (now - self._time) / SECOND
         if before is None or (dt > REST and before.hold):
@@ -98,8 +106,13 @@ class Oracle:
             if before is not None and setpoint.hold:
                 far = min(far, _norm(setpoint.position - before.position))
             if not setpoint.hold or far > AT_ARM:
-                self._note(f"the first setpoint {'is' if setpoint.hold else 'moves'} {far:.3f} m from the arm", now)
+                self.note(f"the first setpoint {'is' if setpoint.hold else 'moves'} {far:.3f} m from the arm", now)
             self._linear = self._angular = np.zeros(3)
+            return
+        if self._restarted:
+            self._linear, self._angular, self._restarted = setpoint.linear, setpoint.angular, False
+            if _norm(setpoint.position - before.position) > self.limits.speed * dt + _ROUNDING:
+                self.note("a leap where time goes back", now)
             return
         dt = max(dt, 1e-9)
         self._linear = (setpoint.position - before.position) / dt
@@ -109,13 +122,13 @@ class Oracle:
             ("angular ", self._angular, angular, self.limits.angular_speed, self.limits.angular_acceleration),
         ):
             if (share := _norm(velocity) / speed) > 1 + 1e-6:
-                self._note(f"{share:.2f} times the limit of {name}speed", now)
+                self.note(f"{share:.2f} times the limit of {name}speed", now)
             if (share := (_norm(velocity - old) - _ROUNDING / dt) / (acceleration * dt)) > 1 + 1e-6:
-                self._note(f"{share:.2f} times the limit of {name}acceleration", now)
+                self.note(f"{share:.2f} times the limit of {name}acceleration", now)
             if not may_move and _norm(velocity) > _norm(old) + _ROUNDING / dt:
-                self._note(f"faster, by {_norm(velocity) - _norm(old):.4f}, where nothing may move", now)
+                self.note(f"faster, by {_norm(velocity) - _norm(old):.4f}, where nothing may move", now)
         if setpoint.hold and (setpoint.linear.any() or setpoint.angular.any() or _norm(self._linear) > _ROUNDING / dt):
-            self._note("a hold that moves", now)
+            self.note("a hold that moves", now)
 
     def _check_rest(self, now: int, may_move: bool) -> None:
         moves = self.last is not None and not self.last.hold
@@ -125,10 +138,10 @@ class Oracle:
         self._moves_since = now if self._moves_since is None else self._moves_since
         braking = max(self.limits.speed / self.limits.acceleration, self.limits.angular_speed / self.limits.angular_acceleration)
         if now - self._moves_since > (braking + 0.5) * SECOND:
-            self._note(f"still moving {(now - self._moves_since) / SECOND:.2f} s after it had to stop", now)
+            self.note(f"still moving {(now - self._moves_since) / SECOND:.2f} s after it had to stop", now)
             self._moves_since = now
 
-    def _note(self, problem: str, now: int) -> None:
+    def note(self, problem: str, now: int) -> None:
         self.violations += 1
         if len(self.problems) < _EXAMPLES:
             self.problems.append(f"{problem}, at {now / SECOND:.3f} s")
@@ -176,13 +189,17 @@ class _Run:
         session = self.session
         setpoint = session.setpoint(self.now, pose, self.success, self.steady)
         self.success = False
+        self._judge(setpoint)
+        session.watch(self.steady)
+        return 1 + count
+
+    def _judge(self, setpoint: Setpoint | None) -> None:
+        session = self.session
         self.led = self.led or setpoint is not None
         fault = session.guard.fault is not None
         self.oracle.take(setpoint, self._seen, self.steady, task=session.epoch, may_move=session.running and not fault)
         if not session.running and not session.stopping and self.oracle.last is not None and not self.oracle.last.hold:
-            self.oracle._note("the stop is said to be over, but the last setpoint moves", self.steady)
-        session.watch(self.steady)
-        return 1 + count
+            self.oracle.note("the stop is said to be over, but the last setpoint moves", self.steady)
 
     def _pass(self, dt: int) -> None:
         self.now += dt
@@ -260,6 +277,19 @@ class _Run:
 
     def _success(self) -> None:
         self.success = True
+
+    def _unseen(self) -> None:
+        """The arm is not seen at all for a few setpoints."""
+        for _ in range(int(self.random.integers(1, 40))):
+            self._pass(self.period)
+            self._judge(self.session.brake(self.steady))
+
+    def _restart(self) -> None:
+        """A simulator's time begins anew. The arm's setpoints are as far apart as before in the time of whoever follows them."""
+        back = int(self.random.uniform(0, 1000) * SECOND)
+        self.now -= back
+        self.steady -= back
+        self.oracle.restart(back)
 
     def _pause(self) -> None:
         self._pass(int(self.random.uniform(0, 1.5) * SECOND))
