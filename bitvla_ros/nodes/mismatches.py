@@ -1,4 +1,4 @@
-"""Whom we cannot hear, and who cannot hear us, because the QoS of publisher and subscription does not fit: to be shown on /diagnostics."""
+"""Publishers and subscriptions of other nodes whose QoS does not fit ours, so that no message passes: to be shown on /diagnostics."""
 
 from __future__ import annotations
 

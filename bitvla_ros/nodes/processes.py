@@ -144,7 +144,7 @@ def reserve_domain() -> tuple[int, IO[bytes]]:
 
 
 def isolation(domain: int) -> dict[str, str]:
-    """Environment of a graph that nobody else sees. Empty is what stands for unset: the graph takes no setting of its surroundings."""
+    """Environment of an isolated graph. Empty is what stands for unset: the graph takes no setting of its surroundings."""
     alone = os.environ.get("ROS_DISTRO") == "humble" and DISCOVERY == "LOCALHOST"
     return {"ROS_DOMAIN_ID": str(domain), RANGE: DISCOVERY, LOCALHOST_ONLY: "1" if alone else "", PEERS: ""}
 
