@@ -237,6 +237,18 @@ def test_without_a_policy_a_goal_says_what_to_start(tmp_path) -> None:
         assert not world.commands
 
 
+def test_an_e_stop_ends_a_goal_that_still_waits(tmp_path) -> None:
+    with TestGraph(tmp_path) as graph:
+        world = World(graph, policy=False, start_timeout=60.0)
+        handle = graph.send_goal(world.reset().instruction)
+        graph.wait(lambda: world.diagnosed("no policy"), "a controller that waits")
+        assert graph.call(Trigger, "estop", Trigger.Request()).success
+        result = graph.outcome(handle, 30.0)
+        assert result.outcome == Result.FAULT and "e-stop" in result.reason
+        world.start_policy()
+        graph.wait(lambda: world.diagnosed("call reset_fault"), "a controller that lives")
+
+
 def test_a_goal_waits_until_the_policy_has_been_alive_for_a_while(tmp_path) -> None:
     with TestGraph(tmp_path) as graph:
         world = World(graph, policy=False)

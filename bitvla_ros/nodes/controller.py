@@ -151,8 +151,7 @@ class ControllerNode(ManagedNode):
     async def _execute(self, handle: Any) -> ExecuteInstruction.Result:
         self._stop("another goal took over")
         goal = self._goal = Goal(handle, self.executor)
-        fault = self._session.guard.fault
-        refusal = f"a fault is latched ({fault.message}): call reset_fault first" if fault else self._output.refusal or self._surplus
+        refusal = self._refusal
         if handle.is_cancel_requested:
             self._stop("cancelled by the client")
         elif refusal is not None:
@@ -184,13 +183,23 @@ class ControllerNode(ManagedNode):
         self.diagnostics.publish()
 
     @property
+    def _refusal(self) -> str | None:
+        """Why no goal may start now, and what to do."""
+        return self._latched or self._output.refusal or self._surplus
+
+    @property
+    def _latched(self) -> str | None:
+        fault = self._session.guard.fault
+        return None if fault is None else f"a fault is latched ({fault.message}): call reset_fault first"
+
+    @property
     def _surplus(self) -> str | None:
         """Which nodes there are too many of, and what to do."""
         return self._controllers.refusal or self._policy.refusal
 
     def _missing(self) -> str | None:
         """What a goal still waits for before it can start."""
-        if refusal := self._output.refusal or self._surplus:
+        if refusal := self._refusal:
             return refusal
         if self._arm.missing is not None:
             return self._arm.missing
@@ -307,8 +316,11 @@ class ControllerNode(ManagedNode):
         self._advance()
 
     def _conclude(self) -> None:
-        if self._goal is not None and self._goal.started and self._session.result is not None:
+        goal = self._goal
+        if goal is not None and goal.started and self._session.result is not None:
             self._end(self._session.result)
+        elif goal is not None and not goal.started and (latched := self._latched):
+            self._end(Result(Outcome.FAULT, latched, 0, 0))
 
     def _report(self, stamp: int) -> None:
         if self._goal is not None and self._session.running:
