@@ -216,7 +216,7 @@ def test_the_policy_node_refuses_parameters_that_contradict_the_model(tmp_path, 
     from bitvla_ros.nodes.load import load_policy
 
     with pytest.raises(ValueError, match=words):
-        load_policy(p)
+        load_policy(p, print)
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def test_parameters_that_agree_are_taken(changes):
     p = parameters(**changes)
     from bitvla_ros.nodes.load import load_policy
 
-    policy = load_policy(p)
+    policy = load_policy(p, print)
     assert policy.spec.control_hz == 20.0
     if "cameras" in changes:
         assert policy.spec.cameras == changes["cameras"]
