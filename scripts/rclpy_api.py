@@ -21,6 +21,7 @@ SOURCES = ("bitvla_ros", "test", "scripts", "examples", "launch")
 ABSENT = "absent"
 STANDARD = {"Enum", "IntEnum", "IntFlag", "Exception", "RuntimeError", "ValueError"}  # bases whose members are known without rclpy
 ANNOTATED_AS_BASE = {"get_clock": "rclpy.clock:ROSClock"}  # what a method returns where its annotation names a base class only
+PRIVATE = {"_service_change_state", "_state_machine"}  # of LifecycleNode, which we use all the same: it offers no other way
 PROPERTY = {"property", "setter", "cached_property"}
 
 
@@ -89,7 +90,7 @@ class Release:
         return {
             name: fact
             for name, fact in sorted(found.items())
-            if not name.startswith("_") or (isinstance(fact, list) and name.startswith("__"))
+            if not name.startswith("_") or name in PRIVATE or (isinstance(fact, list) and name.startswith("__"))
         }
 
     def origins(self, module: str) -> dict[str, str]:

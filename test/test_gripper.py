@@ -186,7 +186,9 @@ class Bench:
 
     def runs(self, state: str, command: float) -> None:
         """Until the server's acceptance has come, and it has been asked for the result."""
-        self.until(lambda: self.gripper.state == state and self.gripper._goal.awaited == "result", "the acceptance", command)
+        gripper = self.gripper
+        assert isinstance(gripper, ActionGripper)
+        self.until(lambda: gripper.state == state and gripper._goal is not None and gripper._goal.awaited == "result", "the acceptance", command)
         self.graph.spin(0.3)
 
     def quiet(self, command: float, server: Server) -> None:

@@ -43,16 +43,20 @@ sys.exit(policy.main())
 UNTIL_TOLD = "while not (here / 'go').exists(): time.sleep(0.02)"
 
 
+class Graph(TestGraph):
+    diagnostics: list[DiagnosticArray]
+
+
 @pytest.fixture
-def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., TestGraph]]:
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Graph]]:
     """start(act, ...): a graph with such a policy node in it."""
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
-    with TestGraph(tmp_path / "logs") as graph:
+    with Graph(tmp_path / "logs") as graph:
 
-        def _start(act: str = UNTIL_TOLD, *arguments: str, **parameters: object) -> TestGraph:
+        def _start(act: str = UNTIL_TOLD, *arguments: str, **parameters: object) -> Graph:
             (tmp_path / "slow_policy.py").write_text(SLOW.format(here=str(tmp_path), act=act))
-            model = str(recording(tmp_path / "recording.npz"))
-            parameters = {"policy": "replay", "model": model, **parameters}
+            replay = {"policy": "replay", "model": str(recording(tmp_path / "recording.npz"))}
+            parameters = parameters if "policy" in parameters else {**replay, **parameters}
             graph.diagnostics = graph.collect(DiagnosticArray, "/diagnostics", 100)
             graph.start("policy", "slow_policy", parameters, *arguments)
             graph.wait((tmp_path / "began").exists, "the beginning of the loading", START)
@@ -70,7 +74,7 @@ def change(graph: TestGraph, transition: int) -> bool:
     return graph.call(ChangeState, "/policy/change_state", request).success
 
 
-def messages(graph: TestGraph, name: str = "policy") -> list[str]:
+def messages(graph: Graph, name: str = "policy") -> list[str]:
     return [status.message for array in graph.diagnostics for status in array.status if status.name == name]
 
 

@@ -78,6 +78,7 @@ def test_an_instruction_is_heard_whatever_its_quality_of_service(nodes: Nodes, r
         nodes.graph.wait(answered, "a chunk for the instruction")
     finally:
         nodes.graph.node.destroy_publisher(publisher)
+        nodes.graph.node.destroy_publisher(robot.tasks)  # unlike a controller's, it has no lease: a mismatch of its own
 
 
 def test_success_is_heard_of_a_best_effort_publisher(nodes: Nodes) -> None:

@@ -50,7 +50,7 @@ NO_TOPIC = "which makes no name of a topic"
         (
             "policy",
             {
-                "cameras:=[]": "cameras is []: give array of text, such as ['scene', 'wrist']",
+                "cameras:=[]": "cameras is []: give array of text, such as ['']",
                 "model:=[]": "model has no value: give text",
                 "image_height:=-1": "image_height is -1: give whole number from 0 to 10000, pixels",
             },
@@ -90,7 +90,7 @@ def test_wrong_values_are_named_in_one_line(environment, module: str, arguments:
     ("table", "name", "value", "expected"),
     [
         (load.PARAMETERS, "cameras", ("1st",), NO_TOPIC),
-        (load.PARAMETERS, "cameras", ("",), NO_TOPIC),
+        (load.PARAMETERS, "cameras", ("",), None),
         (load.PARAMETERS, "cameras", ("scene", "scene"), "cameras names 'scene' twice"),
         (load.PARAMETERS, "cameras", ("scene", "hand_2"), None),
         (simulation.PARAMETERS, "cameras", ("",), None),

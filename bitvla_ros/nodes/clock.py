@@ -18,6 +18,7 @@ SETTLED = 4.0  # s after which a new node knows the others: mostly 0.1, but what
 # two simulators that start together one waits less than the other, and is heard by it.
 PATIENCE, LONGER = 3.0, 6.0
 _POLL = 0.02  # s
+UNKNOWN = "/_NODE_NAME_UNKNOWN_"  # an endpoint's node, which is announced after it
 
 Gid = tuple[int, ...]
 
@@ -31,10 +32,12 @@ def claim_clock(node: Node, created: float) -> Publisher:
     own = _appeared(node, before)
     # What a source that waits has said last comes to a latched subscription; one that is not latched is heard while it runs.
     ears = [Polled(node, Clock, TOPIC, lambda _: None, qos) for qos in (LATCHED, SENSOR)]
-    began = time.monotonic()
+    began, heard = time.monotonic(), False
     try:
         while (others := _others(node, own)) or time.monotonic() - created < SETTLED:
-            if others and any(True for ear in ears for _ in ear.take()):
+            heard = heard or (bool(others) and any(True for ear in ears for _ in ear.take()))
+            known = UNKNOWN not in others.values() or time.monotonic() - created >= SETTLED
+            if others and heard and known:
                 raise ValueError(
                     f"{TOPIC} is published by {', '.join(sorted(set(others.values())))}, and time can have one source: stop that, "
                     "give this graph another ROS_DOMAIN_ID, or take mode:=realtime"
