@@ -89,7 +89,7 @@ def test_everything_that_is_wrong_on_a_robot_is_found_at_once(tmp_path: Path):
             nonlocal sign
             sign = -sign
             stamp, image = robot.now(), picture.copy()
-            image[0] = random.integers(0, 256, (64, 3), np.uint8)  # the same picture, even where images of two moments are compared
+            image[0] = random.integers(0, 256, (64, 3), np.uint8)  # moves, yet is the same picture
             for role, publisher in robot.images.items():
                 publisher.publish(image_to_msg(image, 0 if role == "wrist" else stamp, role))
             robot.feed_joints(stamp + 200 * MS, fingers=(0.02, 0.02))

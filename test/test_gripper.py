@@ -188,7 +188,7 @@ class Bench:
         """Until the server's acceptance has come, and it has been asked for the result."""
         gripper = self.gripper
         assert isinstance(gripper, ActionGripper)
-        self.until(lambda: gripper.state == state and gripper._goal is not None and gripper._goal.awaited == "result", "the acceptance", command)
+        self.until(lambda: gripper.state == state and gripper._goal and gripper._goal.awaited == "result", "the acceptance", command)
         self.graph.spin(0.3)
 
     def quiet(self, command: float, server: Server) -> None:
