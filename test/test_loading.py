@@ -177,4 +177,3 @@ def test_loading_that_fails_leaves_the_node_unconfigured_and_can_be_tried_again(
     assert state(graph) == State.PRIMARY_STATE_UNCONFIGURED
     (tmp_path / "began").unlink()
     assert not change(graph, Transition.TRANSITION_CONFIGURE) and (tmp_path / "began").exists()
-
