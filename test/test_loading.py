@@ -51,7 +51,8 @@ class Graph(TestGraph):
 def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Graph]]:
     """start(act, ...): a graph with such a policy node in it."""
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
-    with Graph(tmp_path / "logs") as graph:
+    graph = Graph(tmp_path / "logs")
+    with graph:
 
         def _start(act: str = UNTIL_TOLD, *arguments: str, **parameters: object) -> Graph:
             (tmp_path / "slow_policy.py").write_text(SLOW.format(here=str(tmp_path), act=act))
