@@ -43,9 +43,12 @@ def test_both_ways_agree_on_every_episode(model: str, episodes: int, successes: 
     assert 0 < graph["latency_ms"]["p50"] <= graph["latency_ms"]["p99"]
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(480)
 def test_an_episode_is_played_on_an_arm_that_is_led_by_poses():
-    code, result, errors = evaluate("expert", "arm", episodes=1)
+    for _ in range(4):
+        code, result, errors = evaluate("expert", "arm", episodes=1)
+        if "the policy is gone" not in errors:  # on a full machine its process may be held up for longer than is allowed
+            break
     assert code == 0 and result["episodes"] == 1, errors
     (episode,) = result["episodes_detail"]
     assert episode["steps"] > 40  # a loaded machine plays badly, but it plays
