@@ -55,6 +55,7 @@ NO_TOPIC = "which makes no name of a topic"
                 "image_height:=-1": "image_height is -1: give whole number from 0 to 10000, pixels",
             },
         ),
+        ("simulation", {"cameras:=['scene','']": f"cameras is '', {NO_TOPIC}"}),
         ("policy", {"cameras:=['left hand']": f"cameras is 'left hand', {NO_TOPIC} ('camera/left hand/image_raw'): give letters"}),
         (
             "controller",

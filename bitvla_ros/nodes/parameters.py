@@ -82,7 +82,7 @@ class Parameter:
     def _topic_problem(self, values: Sequence[str]) -> str | None:
         for value in values:
             name = self.topic.format(value)
-            if not _is_topic(name) and (value or not self.optional):
+            if not _is_topic(name) and not (self.optional and list(values) == [""]):
                 allowed = "give letters, digits and _, and / between its parts, none of which begins with a digit"
                 return f"{self.name} is {value!r}, which makes no name of a topic ({name!r}): {allowed}"
         twice = [value for value in values if values.count(value) > 1]

@@ -20,6 +20,7 @@ from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.context import Context
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
+from rclpy.publisher import Publisher
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
 from rclpy.task import Future
@@ -33,6 +34,7 @@ from bitvla_ros.srv import ResetEpisode
 
 from .conversions import chunk_from_msg, duration_to_ns, ns_to_duration, pose_from_msg, stamp_to_ns
 from .episode import Episode
+from .events import PublisherEventCallbacks
 from .log_folder import log_arguments
 
 # More messages than an episode has may wait, so that a slow recorder loses none.
@@ -212,6 +214,10 @@ class Recorder(Node):
         if not self._until(future.done, PATIENCE):
             raise GraphError(f"{what} is not answered within {PATIENCE:g} s; the nodes say: {self.health()}")
         return future.result()
+
+    def passing_publisher(self, kind: type, topic: str, qos: QoSProfile) -> Publisher:
+        """One that may be destroyed while the node spins: it has no events for the executor to wait for."""
+        return self.create_publisher(kind, topic, qos, event_callbacks=PublisherEventCallbacks(use_default_callbacks=False))
 
     def health(self) -> str:
         """What the nodes last said on /diagnostics."""

@@ -22,7 +22,6 @@ from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
 from numpy.typing import NDArray
 from rclpy.publisher import Publisher
-from rclpy.qos import QoSProfile
 from std_msgs.msg import Bool
 from std_srvs.srv import Trigger
 
@@ -32,7 +31,6 @@ from bitvla_ros.msg import Task
 from bitvla_ros.policy.chunk import ActionChunk
 
 from ..conversions import chunk_to_msg, pose_from_msg, pose_to_msg
-from ..events import PublisherEventCallbacks
 from ..liveliness import Pulse
 from ..processes import Graph
 from ..qos import CHUNK_OFFERED, COMMAND, LATCHED, SENSOR
@@ -155,10 +153,6 @@ class Cell(Recorder):
         (publisher, pulse), self._policy = self._policy, None
         pulse.close()
         self.destroy_publisher(publisher)
-
-    def passing_publisher(self, kind: type, topic: str, qos: QoSProfile) -> Publisher:
-        """One that may be destroyed while the node spins: it has no events for the executor to wait for."""
-        return self.create_publisher(kind, topic, qos, event_callbacks=PublisherEventCallbacks(use_default_callbacks=False))
 
     # Trials.
 

@@ -78,7 +78,7 @@ def prove_second_publisher(trials: int, seed: int, logs: Path, advance: Advance)
         witness = world.witness
         for _ in range(trials):
             witness.enable(False)
-            other = witness.create_publisher(PoseStamped, "target_pose", COMMAND)
+            other = witness.passing_publisher(PoseStamped, "target_pose", COMMAND)
             time.sleep(0.5)  # until the controller has discovered it
             answer = witness.enable()
             if answer.success or "publish" not in answer.message:
@@ -88,7 +88,7 @@ def prove_second_publisher(trials: int, seed: int, logs: Path, advance: Advance)
             world.begin_goal()
             witness.wait(lambda: len(witness.poses) > 50, "setpoints")
             began = time.monotonic_ns()
-            other = witness.create_publisher(PoseStamped, "target_pose", COMMAND)
+            other = witness.passing_publisher(PoseStamped, "target_pose", COMMAND)
             if witness.holds(lambda: world.ended, SECOND_PUBLISHER_LIMIT):
                 noticed.append((time.monotonic_ns() - began) / 1e6)
                 if world.result().outcome != ExecuteInstruction.Result.FAULT:

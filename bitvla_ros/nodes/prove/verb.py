@@ -6,6 +6,7 @@ import argparse
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,11 +48,12 @@ def _fault(name: str) -> Run:
     return run
 
 
-def _promise(name: str) -> Run:
-    def run(trials: int, seed: int, logs: Path, advance: Advance) -> Finding:
-        from . import promises
+def _of(module: str, name: str) -> Run:
+    """prove_<name> of a module here."""
 
-        return getattr(promises, f"prove_{name}")(trials, seed, logs, advance)
+    def run(trials: int, seed: int, logs: Path, advance: Advance) -> Finding:
+        prove: Run = getattr(import_module(f".{module}", __package__), f"prove_{name}")
+        return prove(trials, seed, logs, advance)
 
     return run
 
@@ -63,33 +65,6 @@ def _last_setpoint(sink: str) -> Run:
         return prove_last_setpoint(sink, trials, seed, logs, advance)
 
     return run
-
-
-def _cell(name: str) -> Run:
-    def run(trials: int, seed: int, logs: Path, advance: Advance) -> Finding:
-        from . import last_setpoint
-
-        return getattr(last_setpoint, f"prove_{name}")(trials, seed, logs, advance)
-
-    return run
-
-
-def _lifecycle(trials: int, seed: int, logs: Path, advance: Advance) -> Finding:
-    from .lifecycle import prove_lifecycle
-
-    return prove_lifecycle(trials, seed, logs, advance)
-
-
-def _gripper_aborts(trials: int, seed: int, logs: Path, advance: Advance) -> Finding:
-    from .gripper import prove_gripper_aborts
-
-    return prove_gripper_aborts(trials, seed, logs, advance)
-
-
-def _fuzz(trials: int, seed: int, logs: Path, advance: Advance) -> Finding:
-    from .fuzz import prove_fuzz
-
-    return prove_fuzz(trials, seed, logs, advance)
 
 
 def _stale(trials: int, seed: int, logs: Path, advance: Advance) -> Finding:
@@ -125,24 +100,30 @@ PROOFS = {
     "stale_refused": Proof(10_000, "faults", "stale, silent, frozen, zero, backward and future inputs, at streams and gate", _stale),
     "seam": Proof(1_000_000, "setpoints", "steps between successive setpoints, on a virtual clock with seeded latencies", _seam),
     "session": Proof(1_000_000, "events", "goals, cancels, faults, resets, bad poses and more between setpoints, at 7 to 500 Hz", _session),
-    "fuzz": Proof(1_000_000, "messages", "malformed messages through conversions, inputs, gate, player and guard", _fuzz),
-    "old_epoch": Proof(1_000, "cancels", "commands of a task after its cancel was answered", _promise("old_epoch")),
-    "second_publisher": Proof(30, "trials", "somebody else publishes on the arm's topic", _promise("second_publisher")),
+    "fuzz": Proof(1_000_000, "messages", "malformed messages through conversions, inputs, gate, player and guard", _of("fuzz", "fuzz")),
+    "old_epoch": Proof(1_000, "cancels", "commands of a task after its cancel was answered", _of("promises", "old_epoch")),
+    "second_publisher": Proof(30, "trials", "somebody else publishes on the arm's topic", _of("promises", "second_publisher")),
     "last_setpoint_pose": Proof(300, "stops", "the last pose that arrives after any kind of stop", _last_setpoint("pose")),
     "last_setpoint_twist_stamped": Proof(300, "stops", "the last TwistStamped after any kind of stop", _last_setpoint("twist_stamped")),
     "last_setpoint_twist": Proof(300, "stops", "the last Twist after any kind of stop", _last_setpoint("twist")),
     "last_setpoint_servo": Proof(300, "stops", "the last TwistStamped to MoveIt Servo after any kind of stop", _last_setpoint("servo")),
-    "take_over": Proof(300, "trials", "a goal that takes over while the arm moves, and ends before its first setpoint", _cell("take_over")),
-    "first_pose": Proof(300, "trials", "poses that glitch when a task begins", _cell("first_pose")),
-    "second_policy": Proof(300, "trials", "a second node that publishes chunks", _cell("second_policy")),
-    "second_controller": Proof(300, "trials", "a second controller in the namespace", _cell("second_controller")),
-    "gripper_aborts": Proof(
-        300, "commands", "a gripper's server that aborts, stalls, refuses, is silent or vanishes", _gripper_aborts, needs="control_msgs"
+    "take_over": Proof(
+        300, "trials", "a goal that takes over while the arm moves, and ends before its first setpoint", _of("last_setpoint", "take_over")
     ),
-    "guests": Proof(300, "guests", "other nodes that join while the arm moves, listen, and leave or are killed", _promise("guests")),
-    "lifecycle": Proof(1_000, "loops", "configure, activate, deactivate, clean up", _lifecycle),
-    "player_rate": Proof(600, "s", "setpoints at 100 Hz while a network infers on the same processors", _promise("player_rate")),
-    "false_stop": Proof(3_600, "s", "stops without a reason, while a network infers, and memory that grows", _promise("false_stop")),
+    "first_pose": Proof(300, "trials", "poses that glitch when a task begins", _of("last_setpoint", "first_pose")),
+    "second_policy": Proof(300, "trials", "a second node that publishes chunks", _of("last_setpoint", "second_policy")),
+    "second_controller": Proof(300, "trials", "a second controller in the namespace", _of("last_setpoint", "second_controller")),
+    "gripper_aborts": Proof(
+        300,
+        "commands",
+        "a gripper's server that aborts, stalls, refuses, is silent or vanishes",
+        _of("gripper", "gripper_aborts"),
+        needs="control_msgs",
+    ),
+    "guests": Proof(300, "guests", "other nodes that join while the arm moves, listen, and leave or are killed", _of("promises", "guests")),
+    "lifecycle": Proof(1_000, "loops", "configure, activate, deactivate, clean up", _of("lifecycle", "lifecycle")),
+    "player_rate": Proof(600, "s", "setpoints at 100 Hz while a network infers on the same processors", _of("promises", "player_rate")),
+    "false_stop": Proof(3_600, "s", "stops without a reason, while a network infers, and memory that grows", _of("promises", "false_stop")),
 }
 
 READ = {name: ("seed",) for name in PROOFS if name != "lifecycle"}
