@@ -18,7 +18,7 @@ SETTLED = 4.0  # s after which a new node knows the others: mostly 0.1, but what
 # two simulators that start together one waits less than the other, and is heard by it.
 PATIENCE, LONGER = 3.0, 6.0
 _POLL = 0.02  # s
-UNKNOWN = "/_NODE_NAME_UNKNOWN_"  # an endpoint's node, which is announced after it
+UNKNOWN = "_NODE_NAME_UNKNOWN_"  # of an endpoint's node, which is announced after it
 
 Gid = tuple[int, ...]
 
@@ -36,13 +36,13 @@ def claim_clock(node: Node, created: float) -> Publisher:
     try:
         while (others := _others(node, own)) or time.monotonic() - created < SETTLED:
             heard = heard or (bool(others) and any(True for ear in ears for _ in ear.take()))
-            known = UNKNOWN not in others.values() or time.monotonic() - created >= SETTLED
+            known = not any(name.endswith(UNKNOWN) for name in others.values()) or time.monotonic() - created >= LONGER
             if others and heard and known:
                 raise ValueError(
                     f"{TOPIC} is published by {', '.join(sorted(set(others.values())))}, and time can have one source: stop that, "
                     "give this graph another ROS_DOMAIN_ID, or take mode:=realtime"
                 )
-            if others and time.monotonic() - began > (LONGER if min(others) < own else PATIENCE):
+            if others and not heard and time.monotonic() - began > (LONGER if min(others) < own else PATIENCE):
                 node.get_logger().warning(f"{TOPIC} has another publisher, which says nothing: it is taken for gone")
                 break
             time.sleep(_POLL)
