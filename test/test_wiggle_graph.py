@@ -253,7 +253,7 @@ def test_whoever_else_moves_the_arm_is_named(misunderstanding: Misunderstanding)
     node = misunderstanding.graph.node
     other = node.create_publisher(PoseStamped, "target_pose", COMMAND)
     try:
-        with pytest.raises(WiggleError, match="test also publishes on /target_pose"):
+        with pytest.raises(WiggleError, match="/test also publishes on /target_pose"):
             examine(misunderstanding, "x")
     finally:
         node.destroy_publisher(other)

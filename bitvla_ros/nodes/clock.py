@@ -9,6 +9,7 @@ from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rosgraph_msgs.msg import Clock
 
+from .node_names import UNKNOWN, owner
 from .polled import Polled
 from .qos import LATCHED, SENSOR
 
@@ -18,7 +19,6 @@ SETTLED = 4.0  # s after which a new node knows the others: mostly 0.1, but what
 # two simulators that start together one waits less than the other, and is heard by it.
 PATIENCE, LONGER = 3.0, 6.0
 _POLL = 0.02  # s
-UNKNOWN = "_NODE_NAME_UNKNOWN_"  # of an endpoint's node, which is announced after it
 
 Gid = tuple[int, ...]
 
@@ -36,7 +36,7 @@ def claim_clock(node: Node, created: float) -> Publisher:
     try:
         while (others := _others(node, own)) or time.monotonic() - created < SETTLED:
             heard = heard or (bool(others) and any(True for ear in ears for _ in ear.take()))
-            known = not any(name.endswith(UNKNOWN) for name in others.values()) or time.monotonic() - created >= LONGER
+            known = UNKNOWN not in others.values() or time.monotonic() - created >= LONGER
             if others and heard and known:
                 raise ValueError(
                     f"{TOPIC} is published by {', '.join(sorted(set(others.values())))}, and time can have one source: stop that, "
@@ -75,4 +75,4 @@ def _others(node: Node, own: Gid) -> dict[Gid, str]:
 def _listed(node: Node) -> dict[Gid, str]:
     """The node of every publisher, by the publisher's id."""
     found = node.get_publishers_info_by_topic(TOPIC)
-    return {tuple(info.endpoint_gid): f"{info.node_namespace.rstrip('/')}/{info.node_name}" for info in found}
+    return {tuple(info.endpoint_gid): owner(info) for info in found}

@@ -10,14 +10,16 @@ from rclpy.duration import Infinite
 from rclpy.node import Node
 from rclpy.qos import QoSCompatibility, QoSProfile, qos_check_compatible
 
+from .node_names import UNKNOWN, owner
+
 _OF_ROS = ("/parameter_events", "/rosout")
 
 
 class Mismatches:
     """Looks at the subscriptions and publishers of some nodes. `found`: one line for each whose QoS does not fit, with what to do.
 
-    A publisher is heard where one of our subscriptions of its topic fits. Who else is there is asked only when their number has changed:
-    that takes half a millisecond a topic.
+    A publisher is heard where one of our subscriptions of its topic fits. Who else is there is asked only when their number has changed
+    or one of them has no name yet: that takes half a millisecond a topic.
     """
 
     def __init__(self, *nodes: Node) -> None:
@@ -30,7 +32,8 @@ class Mismatches:
         node, seen = self._nodes[0], {}
         for topic, hearing, ours in self._endpoints():
             known, endpoints = self._seen.get((topic, hearing)), [id(endpoint) for endpoint in ours]
-            if known is None or known[0] != (node.count_publishers(topic) if hearing else node.count_subscribers(topic), endpoints):
+            count = node.count_publishers(topic) if hearing else node.count_subscribers(topic)
+            if known is None or known[0] != (count, endpoints) or any(UNKNOWN in line for line in known[1]):
                 others = node.get_publishers_info_by_topic(topic) if hearing else node.get_subscriptions_info_by_topic(topic)
                 profiles = [_as_discovered(endpoint.qos_profile) for endpoint in ours]
                 # Counted in what was looked at: between two questions one may come or go.
@@ -56,7 +59,7 @@ def _misfits(topic: str, hearing: bool, ours: Sequence[QoSProfile], others: Sequ
         checked = [qos_check_compatible(*pair) for pair in pairs]
         if all(compatible == QoSCompatibility.ERROR for compatible, _ in checked):
             reasons = [part.removeprefix("ERROR: ").strip() for part in checked[-1][1].split(";")]
-            who, why = f"{info.node_namespace.rstrip('/')}/{info.node_name}", ", ".join(filter(None, reasons)).lower()
+            who, why = owner(info), ", ".join(filter(None, reasons)).lower()
             what = f"nothing comes from {who}" if hearing else f"{who} hears nothing"
             remedy = f"let it offer {_words(ours[-1])}" if hearing else f"let it ask for no more than {_words(ours[-1])}"
             yield f"QoS mismatch on {topic}: {what} ({why}); {remedy}"

@@ -24,6 +24,7 @@ from bitvla_ros.control.shadow import Disagreement
 from .arm import Arm
 from .conversions import moment, pose_to_msg
 from .lifecycle import EXPECTED, ManagedNode
+from .node_names import owner
 from .parameters import ParameterError
 from .publishing import retire
 from .qos import COMMAND
@@ -239,6 +240,6 @@ class Setpoints:
         for topic in self._topics:
             publishers: list[Any] = self._node.get_publishers_info_by_topic(topic)
             if len(publishers) > ours:
-                names = ", ".join(sorted({f"{info.node_namespace.rstrip('/')}/{info.node_name}" for info in publishers}))
+                names = ", ".join(sorted(set(map(owner, publishers))))
                 return f"others publish on {topic} too ({names}, {len(publishers)} in all): stop whoever else drives the arm"
         return None

@@ -23,6 +23,7 @@ from bitvla_ros.control.wiggle import DURATION, Motion, Seen
 from . import inputs, sinks
 from .arm import Arm
 from .lifecycle import EXPECTED
+from .node_names import owner
 from .qos import SENSOR
 
 # Of the controller's parameters and of the policy's, what a self-test needs.
@@ -106,7 +107,7 @@ class Wiggler:
             paused = "nothing comes on /clock, although it has a publisher: let the simulator run"
             self._wait(lambda: self._time() > 0.0, patience, lambda: paused)
         for name in self.topics:
-            if others := sorted({info.node_name for info in self._node.get_publishers_info_by_topic(name)}):
+            if others := sorted(set(map(owner, self._node.get_publishers_info_by_topic(name)))):
                 raise WiggleError(f"{', '.join(others)} also publishes on {name}: stop it, only one may move the arm")
         if self._p.sink_frame and self._p.sink_frame != self.frame:
             raise WiggleError(f"the arm takes targets in {self._p.sink_frame!r} (sink.frame), but its pose is measured in {self.frame!r}")

@@ -30,11 +30,12 @@ from ..frames import Frames, NoTransform, TfFrames
 from ..inputs import Inputs
 from ..log_folder import log_arguments
 from ..missing import MissingPackage
+from ..node_names import full_name
 from ..processes import discovery_range
 from ..qos import CHUNK, COMMAND, LATCHED, SENSOR, state_qos
 from ..schedule import Schedule
 from .facts import Arrival, Camera, Expected, Gated, Graph, Outlet, Pose, Stream, Wanted
-from .reading import describe, endpoint, full_name, is_latched, reports_liveliness
+from .reading import describe, endpoint, is_latched, reports_liveliness
 from .sink import outlets
 from .streams import wanted
 

@@ -15,6 +15,7 @@ from std_msgs.msg import Empty
 
 from ..conversions import ImageError, image_from_msg
 from ..events import SubscriptionEventCallbacks, UnsupportedEventTypeError
+from ..node_names import owner
 from ..qos import CHUNK
 from .facts import Camera, Endpoint
 
@@ -48,7 +49,7 @@ def endpoint(info: Any, offered: QoSProfile, asked: QoSProfile) -> Endpoint:
     compatible, reason = qos_check_compatible(_in_full(offered), asked)
     problems = [part.removeprefix("ERROR: ") for part in reason.split(";") if part.startswith("ERROR: ")]
     mismatch = ", ".join(problems) if compatible == QoSCompatibility.ERROR else ""
-    return Endpoint(full_name(info.node_namespace, info.node_name), info.topic_type, _words(info.qos_profile), mismatch)
+    return Endpoint(owner(info), info.topic_type, _words(info.qos_profile), mismatch)
 
 
 def _in_full(ours: QoSProfile) -> QoSProfile:
@@ -70,7 +71,3 @@ def _words(qos: QoSProfile) -> str:
 
 def is_latched(qos: QoSProfile) -> bool:
     return bool(qos.durability == QoSDurabilityPolicy.TRANSIENT_LOCAL and qos.reliability == QoSReliabilityPolicy.RELIABLE)
-
-
-def full_name(namespace: str, name: str) -> str:
-    return f"{namespace.rstrip('/')}/{name}"
