@@ -39,11 +39,20 @@ PARAMETERS = load_profile("simulated_arm").controller
 QUARTER = matrix(turned(np.array([0.0, 0.0, 0.0, 1.0]), np.array([0.0, 0.0, -np.pi / 2])))
 
 
+USUAL = judging.DURATION
+
+
 @pytest.fixture(autouse=True)
 def _swift(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Motions of a third of their time: nobody stands beside this arm."""
+    """Motions of a third of their time, and poses that a full machine may delay."""
+    last_for(0.3, monkeypatch)
+    monkeypatch.setattr(wiggler, "_NEWS", 2.0)
+
+
+def last_for(duration: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How long a motion takes, s."""
     for module in (judging, wiggler):
-        monkeypatch.setattr(module, "DURATION", 0.3)
+        monkeypatch.setattr(module, "DURATION", duration)
 
 
 def test_the_simulated_arm_passes_and_json_is_alone_on_stdout(capfd: pytest.CaptureFixture[str]):
@@ -165,7 +174,7 @@ def test_a_machine_that_stands_still_for_a_moment_loses_no_motion(misunderstandi
 
 
 def test_an_arm_that_goes_too_far_is_stopped_and_nothing_more_is_tried(misunderstanding: Misunderstanding, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.undo()  # at the speed that people see
+    last_for(USUAL, monkeypatch)
     misunderstanding.axes = 10.0 * np.eye(3)
     result = examine(misunderstanding, "x", "y", "gripper")
     (problem,), (row,) = result["problems"], result["motions"]
@@ -180,8 +189,7 @@ def test_an_arm_that_goes_too_far_is_stopped_and_nothing_more_is_tried(misunders
 
 def test_an_arm_that_is_not_seen_any_more_is_told_to_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Twists: an arm without a time-out would go on with the last for ever."""
-    for module in (judging, wiggler):
-        monkeypatch.setattr(module, "DURATION", 2.0)
+    last_for(4.0, monkeypatch)
     position, hidden = np.array([0.4, 0.0, 0.3]), False
     with TestGraph(tmp_path) as graph:
         twists = graph.collect(TwistStamped, "target_twist", QoSProfile(depth=1000))
