@@ -25,7 +25,7 @@ demo: .venv/complete  ## watch the expert, then BitVLA, drive a simulated arm th
 	.venv/bin/bitvla demo $(ARGS)
 
 test: .venv/complete  ## the tests
-	$(TEST_ENVIRONMENT) .venv/bin/python -m pytest -m "not libero" $(ARGS)
+	$(TEST_ENVIRONMENT) .venv/bin/python -m pytest -m "not libero" -n 2 --dist loadgroup $(ARGS)
 
 test-libero: .venv-libero/complete  ## the tests of the optional extra LIBERO (assets in ../shared/libero_assets)
 	$(TEST_ENVIRONMENT) MUJOCO_GL=osmesa .venv-libero/bin/python -m pytest -m libero $(LIBERO_TESTS) $(ARGS) < /dev/null

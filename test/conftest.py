@@ -11,6 +11,13 @@ settings.register_profile("suite", deadline=None)  # how long an example takes s
 settings.load_profile("suite")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Among workers a file's tests stay together, as its fixtures are dear. All graphs are one group: one at a time, as they need their
+    share of the processors, beside tests that compute."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("graphs" if item.get_closest_marker("ros") else item.path.name))
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of golden vectors and simulation assets beside the checkout."""
