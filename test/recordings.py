@@ -36,8 +36,8 @@ def quaternion(t: float) -> NDArray[np.float64]:
 
 
 def opening(t: float) -> float:
-    """m: closes on an object of 3 cm from 1 s to 1.2 s."""
-    return float(np.interp(t, [1.0, 1.2], [0.08, 0.03]))
+    """m: closes on an object of 3 cm from 0.8 s to 1 s."""
+    return float(np.interp(t, [0.8, 1.0], [0.08, 0.03]))
 
 
 def picture(number: int) -> NDArray[np.uint8]:

@@ -95,13 +95,14 @@ def test_topics_of_another_graph_and_one_joint_grippers_are_mapped(tmp_path, cap
     streams = {
         "/front/color/image_raw": streams["/camera/scene/image_raw"],
         "/ur/tcp_pose_broadcaster/pose": streams["/end_effector_pose"],
-        "/ur/joint_states": [(t, m.joints(t, ["finger_joint"], [0.4])) for t, _ in streams["/joint_states"]],
+        "/ur/joint_states": [(t, m.joints(t, ["finger_joint"], [(0.04 - r.opening(t) / 2) / 0.05])) for t, _ in streams["/joint_states"]],
     }
     arguments = ["--camera", "scene=/front/color/image_raw", "--pose", "tcp_pose_broadcaster/pose", "--instruction", "wipe"]
     arguments += ["--gripper-joints", "finger_joint", "--gripper-scale", "-0.05", "0.05", "--gripper-offset", "0.04", "-0.04"]
     episode = converted(capsys, tmp_path / "out", write_bag(tmp_path / "bag", m, streams), *arguments)
     assert list(episode.images) == ["scene"] and episode.task == "wipe"
-    np.testing.assert_allclose(episode.state[:, 6:], [[0.02, -0.02]] * len(episode), atol=1e-6)
+    fingers = [[r.opening(i / 20) / 2, -r.opening(i / 20) / 2] for i in range(len(episode))]
+    np.testing.assert_allclose(episode.state[:, 6:], fingers, atol=1e-3)
 
 
 def test_orientations_of_all_episodes_are_on_one_branch(tmp_path, capsys, m):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import pytest
 from converting import convert, converted, refused
@@ -10,7 +12,7 @@ from bitvla_ros.training.dataset import Dataset
 
 pytest.importorskip("rosbags")
 import recordings as r
-from recordings import FINGERS, Messages, position, quaternion, standard, write_bag
+from recordings import FINGERS, Messages, Stream, opening, position, quaternion, standard, write_bag
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +36,10 @@ def test_rotation_is_about_the_axes_of_the_frame(tmp_path, capsys, m):
 
 
 def test_fingers_that_close_on_an_object_mean_closed(tmp_path, capsys, m):
-    """The object holds them 3 cm apart; the command came when they began to move, at 1 s."""
+    """The object holds them 3 cm apart; the command came when they began to move, at 0.8 s."""
     episode = converted(capsys, tmp_path / "out", write_bag(tmp_path / "bag", m, standard(m)))
     closed = np.flatnonzero(episode.actions[:, 6] == 0)
-    assert closed[0] in (20, 21)
+    assert closed[0] in (16, 17)
     assert (episode.actions[closed[0] :, 6] == 0).all()
     assert (episode.actions[: closed[0], 6] == 1).all()
 
@@ -134,11 +136,13 @@ def test_a_gripper_topic_without_a_convention_is_refused(tmp_path, capsys, m):
     assert "--gripper-open" in refused(capsys, tmp_path / "out", write_bag(tmp_path / "bag", m, streams), "--gripper", "gripper")
 
 
-def test_a_bag_of_fingers_that_never_move_keeps_the_gripper(tmp_path, capsys, m):
-    streams = standard(m, 1.0)
-    streams["/joint_states"] = [(t, m.joints(t, FINGERS, [0.0, 0.0])) for t, _ in streams["/joint_states"]]
-    episode = converted(capsys, tmp_path / "out", write_bag(tmp_path / "bag", m, streams))
-    assert (episode.actions[:, 6] == 0).all()
+def test_a_bag_of_fingers_that_never_move_keeps_the_gripper_where_another_bag_tells_what_moves_it(tmp_path, capsys, m):
+    still = standard(m, 1.0)
+    still["/joint_states"] = [(t, m.joints(t, FINGERS, [0.02, -0.02])) for t, _ in still["/joint_states"]]
+    for name, streams in (("1", still), ("2", standard(m, 1.0))):
+        write_bag(tmp_path / "bags" / name, m, streams)
+    episode = converted(capsys, tmp_path / "out", tmp_path / "bags")
+    assert (episode.actions[:, 6] == 1).all()
 
 
 def test_a_recorded_simulation_replays_to_success(tmp_path, capsys, m):
@@ -173,3 +177,61 @@ def test_a_recorded_simulation_replays_to_success(tmp_path, capsys, m):
         played = episode.actions * np.array([1, 1, 1, 1, 1, 1, -2]) + np.array([0, 0, 0, 0, 0, 0, 1])
         rest = np.tile([0, 0, 0, 0, 0, 0, -1], (5, 1))  # the last step of a recording has no action
         assert any(environment.step(action).success for action in np.concatenate([played, rest]).astype(np.float32))
+
+
+# ---- which way the fingers' joints count
+
+FR3 = ("fr3_finger_joint1", "fr3_finger_joint2")
+KNUCKLE = ("robotiq_85_left_knuckle_joint",)
+
+
+def with_fingers(m: Messages, names: Sequence[str], of: Callable[[float], Sequence[float]]) -> dict[str, Stream]:
+    """The standard recording; its gripper reports `of` the opening in m."""
+    streams = standard(m)
+    streams["/joint_states"] = [(t, m.joints(t, names, of(opening(t)))) for t, _ in streams["/joint_states"]]
+    return streams
+
+
+def franka(m: Messages) -> dict[str, Stream]:
+    """As libfranka's and crisp's drivers: both fingers half the width, a pose of the fingertips on current_pose."""
+    streams = with_fingers(m, FR3, lambda w: (w / 2, w / 2))
+    return {**streams, "/current_pose": streams.pop("/end_effector_pose")}
+
+
+def test_the_profile_that_drives_the_arm_says_how_its_fingers_count(tmp_path, capsys, m):
+    bag = write_bag(tmp_path / "bag", m, franka(m))
+    episode = converted(capsys, tmp_path / "out", bag, "--profile", "fr3_crisp")
+    times = np.arange(len(episode)) / 20
+    assert episode.state[:, 6] == pytest.approx([opening(t) / 2 for t in times], abs=1e-3)
+    assert episode.state[:, 7] == pytest.approx(-episode.state[:, 6])
+    assert set(episode.actions[:15, 6]) == {1.0} and set(episode.actions[-15:, 6]) == {0.0}
+
+
+def test_one_joint_of_a_knuckle_too(tmp_path, capsys, m):
+    bag = write_bag(tmp_path / "bag", m, with_fingers(m, KNUCKLE, lambda w: [0.8 * (1 - w / 0.085)]))
+    fingers = ["--gripper-joints", *KNUCKLE, "--gripper-scale", "-0.053125", "0.053125", "--gripper-offset", "0.0425", "-0.0425"]
+    episode = converted(capsys, tmp_path / "out", bag, *fingers)
+    assert episode.state[0, 6] == pytest.approx(0.04, abs=1e-4) and episode.state[-1, 7] == pytest.approx(-0.015, abs=1e-4)
+    assert set(episode.actions[:15, 6]) == {1.0} and set(episode.actions[-15:, 6]) == {0.0}
+
+
+@pytest.mark.parametrize(
+    ("names", "of", "arguments", "said"),
+    [
+        (FR3, lambda w: (w / 2, w / 2), [], "is always 0 m: where both joints report half the opening, as Franka's do"),
+        (KNUCKLE, lambda w: [w], [], "is always 0 m: give the scale and offset that make +w/2 and -w/2 of this joint"),
+        (FR3, lambda w: (-w / 2, w / 2), [], "goes down to -0.080 m, expected 0 or more: turn the signs of the scale"),
+        (FR3, lambda w: (0.02, -0.02), [], "the opening of the gripper never changes, so its commands cannot be told from the fingers"),
+        (FR3, lambda w: (0.0, 0.0), ["--gripper", "joint_states", "--gripper-open", "1", "--gripper-closed", "0"], "is always 0 m"),
+    ],
+)
+def test_an_opening_that_says_nothing_is_refused(tmp_path, capsys, m, names, of, arguments, said):
+    bag = write_bag(tmp_path / "bag", m, with_fingers(m, names, of))
+    assert said in refused(capsys, tmp_path / "out", bag, "--gripper-joints", *names, *arguments)
+
+
+def test_what_contradicts_the_profile_is_refused(tmp_path, capsys, m):
+    bag = write_bag(tmp_path / "bag", m, franka(m))
+    error = refused(capsys, tmp_path / "out", bag, "--profile", "fr3_crisp", "--gripper-scale", "1", "1")
+    assert "--gripper-scale is 1, 1, but" in error and "fr3_crisp.yaml states 1, -1: leave --gripper-scale out" in error
+    assert "did you mean 'fr3_crisp'" in refused(capsys, tmp_path / "out", bag, "--profile", "fr3_crips")

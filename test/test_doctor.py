@@ -20,8 +20,8 @@ from bitvla_ros.nodes.doctor import show
 from bitvla_ros.nodes.doctor.expected import load_expected
 from bitvla_ros.nodes.doctor.facts import Arrival, Gated
 from bitvla_ros.nodes.doctor.streams import wanted
-from bitvla_ros.nodes.profiles import ProfileError
 from bitvla_ros.nodes.sinks import ACCEPTANCE
+from bitvla_ros.profiles import ProfileError
 
 
 @pytest.mark.parametrize("make", [Case, arm], ids=["simulator", "arm"])

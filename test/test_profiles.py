@@ -18,7 +18,8 @@ from bitvla_ros.nodes.control_parameters import control_config
 from bitvla_ros.nodes.launching import REAL_ARM, real_arm_graph
 from bitvla_ros.nodes.lifecycle import AUTOSTART
 from bitvla_ros.nodes.parameters import Parameter
-from bitvla_ros.nodes.profiles import Profile, ProfileError, config_folder, load_profile
+from bitvla_ros.profiles import Profile, ProfileError, load_profile
+from bitvla_ros.share import share_folder
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 NAMES = sorted(path.stem for path in (REPOSITORY / "config" / "profiles").glob("*.yaml"))
@@ -61,7 +62,7 @@ def check(table: tuple[Parameter, ...], given: dict[str, object]) -> None:
 
 def test_the_promised_arms_are_there() -> None:
     assert set(NAMES) == {"fr3_crisp", "fr3_servo", "ur5e", "gen3", "xarm7", "simulated_arm"}
-    assert config_folder() == REPOSITORY / "config"
+    assert share_folder("config") == REPOSITORY / "config"
 
 
 @pytest.mark.parametrize("name", NAMES)

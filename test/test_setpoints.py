@@ -25,10 +25,10 @@ from bitvla_ros.action import ExecuteInstruction
 from bitvla_ros.msg import ActionChunk as ActionChunkMsg
 from bitvla_ros.msg import SimulationState, Task
 from bitvla_ros.nodes.conversions import chunk_to_msg, ns_to_stamp, pose_from_msg, pose_to_msg, stamp_to_ns
-from bitvla_ros.nodes.profiles import load_profile
 from bitvla_ros.nodes.qos import CHUNK, COMMAND, LATCHED, SENSOR
 from bitvla_ros.nodes.sinks import ACCEPTANCE
 from bitvla_ros.policy.chunk import ActionChunk
+from bitvla_ros.profiles import load_profile
 
 pytestmark = pytest.mark.ros
 

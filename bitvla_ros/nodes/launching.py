@@ -16,6 +16,8 @@ from typing import Any
 
 import yaml
 
+from bitvla_ros.profiles import ProfileError, load_profile
+from bitvla_ros.share import share_folder
 from bitvla_ros.simulation import LIBERO_SUITES, TABLETOP_SUITES
 
 from . import parameter_files
@@ -23,7 +25,6 @@ from .lifecycle import EXIT_NOT_STARTED, EXIT_ON_FAILURE
 from .missing import need
 from .parameter_files import ParameterFileError
 from .processes import parameter
-from .profiles import ProfileError, config_folder, load_profile
 from .sinks.parameters import MODES
 
 RESPAWN_DELAY = 2.0  # s
@@ -135,7 +136,7 @@ def simulation_graph(arguments: Sequence[Argument], config: str, given: Mapping[
     _check_params_file(given, nodes)
 
     def told(node: str, **derived: Any) -> dict[str, str]:
-        return _told(node, arguments, given, config_folder() / config, derived)
+        return _told(node, arguments, given, share_folder("config") / config, derived)
 
     simulation = told("simulation")
     lockstep, suite = _value(simulation, "mode") == "lockstep", _value(simulation, "suite")
@@ -174,7 +175,7 @@ def _told(node: str, arguments: Sequence[Argument], given: Mapping[str, str], co
     name = f"{given.get('namespace', '').rstrip('/')}/{node}"
     defaults = {argument.name: argument.default for argument in arguments if argument.default}
     return {
-        **parameter_files.read(config_folder() / f"{node}.yaml", name),
+        **parameter_files.read(share_folder("config") / f"{node}.yaml", name),
         **_said(arguments, defaults, node),
         **parameter_files.read(config, name),
         **{key: parameter(value) for key, value in derived.items()},

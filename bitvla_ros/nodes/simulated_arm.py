@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from .profiles import load_profile
+from bitvla_ros.profiles import load_profile
 
 if TYPE_CHECKING:
     from bitvla_ros.control.limits import Limits

@@ -43,8 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from rich.console import Console
 
+    from bitvla_ros.profiles import load_profile
+
     from .processes import Graph
-    from .profiles import load_profile
     from .wiggler import WiggleError
 
     asks = not (arguments.yes or arguments.simulator)

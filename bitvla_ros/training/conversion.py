@@ -22,13 +22,14 @@ EXAMPLES = """\
   bitvla convert pick1 pick2 pick3 picks --instruction "pick up the red block" --command servo_node/delta_twist_cmds \\
       --gripper gripper --gripper-open 0.08 --gripper-closed 0
   bitvla convert session.mcap picks --split task --camera scene=/front/color/image_raw --tf panda_link0 panda_hand
+  bitvla convert teleop/ picks --profile fr3_crisp --instruction "pick up the red block"   a folder of bags, of an arm that has a profile
   bitvla convert libero_object/*.hdf5 libero-object                 LIBERO's demonstrations
   bitvla convert lerobot-dataset mine --gripper-open -1 --gripper-closed 1 --camera scene=image --camera wrist=wrist_image"""
 
 DEFAULT_HZ = 20.0  # of teleoperated recordings: the rate of the published policies
 DEFAULT_ROBOT = "panda"
 
-_MOTION = ("pose", "tf", "joints", "command", "command_frame", "split", "max_gap", "metres_per_unit", "radians_per_unit")
+_MOTION = ("profile", "pose", "tf", "joints", "command", "command_frame", "split", "max_gap", "metres_per_unit", "radians_per_unit")
 _GRIPPER = ("gripper", "gripper_joints", "gripper_scale", "gripper_offset", "orientation_branch")
 READ = {
     "rosbag2": (*_MOTION, *_GRIPPER, "camera", "gripper_open", "gripper_closed"),
@@ -57,6 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gripper-closed", type=float, metavar="V", help="value that means closed")
     parser.add_argument("--control-hz", type=POSITIVE, help=f"rate (bags: default {DEFAULT_HZ:g}; others state their own)")
     bags = parser.add_argument_group("rosbag2 (names of topics may be given without their namespace)")
+    bags.add_argument(
+        "--profile", metavar="NAME", help="the arm's, in config/profiles, or a file: its joints, frames, units, rate and topics hold"
+    )
     bags.add_argument("--pose", default="end_effector_pose", help="geometry_msgs/PoseStamped (default: %(default)s)")
     bags.add_argument("--tf", nargs=2, metavar=("BASE", "TIP"), help="take the pose of frame TIP in frame BASE from TF instead")
     bags.add_argument("--joints", default="joint_states", help="sensor_msgs/JointState with the fingers (default: %(default)s)")
@@ -131,14 +135,13 @@ def _open(
     if missing:
         raise ConversionError(f"{', '.join(missing)} does not exist")
     a = arguments
-    cameras = dict(a.camera)
     gripper = None if a.gripper_open is None else (a.gripper_open, a.gripper_closed)
     if any(is_lerobot(source) for source in sources):
         if len(sources) > 1:
             raise ConversionError("give one LeRobot dataset at a time")
         require_read(a.given, READ, "lerobot")
         robot = agreed("--robot-type", a.robot_type, robot_type(sources[0]), sources[0]) or DEFAULT_ROBOT
-        lerobot = LerobotOptions(cameras, a.state, a.action, gripper, a.instruction, a.control_hz, a.image_size)
+        lerobot = LerobotOptions(dict(a.camera), a.state, a.action, gripper, a.instruction, a.control_hz, a.image_size)
         return "lerobot", rate(sources[0]), robot, read_lerobot(sources[0], lerobot, say)
     files = [file for source in sources for file in _hdf5_in(source)]
     bags = [bag for source in sources for bag in bags_in(source)]
@@ -158,6 +161,9 @@ def _open(
             read_libero(files, keep_noops=a.keep_noops, shorter_side=a.image_size, instruction=a.instruction, say=say),
         )
     require_read(a.given, READ, "rosbag2")
+    if a.profile:
+        _take_on(a.profile, a)
+    cameras = dict(a.camera)
     command = "the measured motion (--command none)" if a.command == "none" else "a command"
     opening = "a gripper topic (--gripper)" if a.gripper else "the fingers' motion"
     require_read(a.given, READ_OF_BAGS, "--tf" if a.tf else "a pose topic", command, opening)
@@ -183,6 +189,17 @@ def _open(
         shorter_side=a.image_size,
     )
     return "rosbag2", rosbag.control_hz, robot, read_rosbags(bags, rosbag, say)
+
+
+def _take_on(name: str, arguments: argparse.Namespace) -> None:
+    """What the arm's profile states is in force; whoever says something else as well is wrong. Raises ProfileError, Contradiction."""
+    from ..profiles import load_profile
+    from .sources.profile import stated_by
+
+    profile = load_profile(name)
+    for option, stated in stated_by(profile).items():
+        given = getattr(arguments, option) if option in arguments.given else None
+        setattr(arguments, option, agreed("--" + option.replace("_", "-"), given, stated, profile.path))
 
 
 def _write(

@@ -139,8 +139,8 @@ def _machine(expected: Expected, rmw: str, liveliness: bool) -> Machine:
     import os
 
     from bitvla_ros.evaluation import readiness
+    from bitvla_ros.share import share_folder
 
-    from ..profiles import config_folder
     from .facts import Machine
 
     kernels = readiness.kernels()
@@ -160,6 +160,6 @@ def _machine(expected: Expected, rmw: str, liveliness: bool) -> Machine:
         gpu_problem=problem,
         shm=readiness.shared_memory(),
         transports=os.environ.get("FASTDDS_BUILTIN_TRANSPORTS", ""),
-        profile_for_images=str(config_folder() / "fastdds.xml"),
+        profile_for_images=str(share_folder("config") / "fastdds.xml"),
         dds_profile=os.environ.get("FASTDDS_DEFAULT_PROFILES_FILE") or os.environ.get("FASTRTPS_DEFAULT_PROFILES_FILE", ""),
     )

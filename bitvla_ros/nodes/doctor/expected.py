@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+from bitvla_ros.profiles import ProfileError, load_profile
+
 from .. import control_parameters, sinks
 from ..parameters import Parameter
-from ..profiles import ProfileError, load_profile
 from .facts import Expected
 
 CONTROLLER = (*control_parameters.PARAMETERS, *sinks.PARAMETERS)

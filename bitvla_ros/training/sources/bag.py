@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...share import share_folder
 from . import ConversionError
 from .alignment import SECOND, Floats, Stamps
 
@@ -176,13 +176,10 @@ class Bag:
 
 def _own_definition(name: str) -> str:
     """Of our own message: from the source tree, or from share/ of where the package is installed."""
-    here = Path(__file__).resolve()
-    places = [here.parents[3] / "msg", Path(sys.prefix) / "share/bitvla_ros/msg"]
-    places += [parent / "share/bitvla_ros/msg" for parent in here.parents]
-    for place in places:
-        if (place / f"{name}.msg").is_file():
-            return (place / f"{name}.msg").read_text()
-    raise ConversionError(f"{name}.msg of bitvla_ros is not in {', '.join(map(str, places[:2]))}: install the package again")
+    try:
+        return (share_folder("msg") / f"{name}.msg").read_text()
+    except OSError as error:
+        raise ConversionError(str(error)) from error
 
 
 def stamp_of(message: Any) -> int:

@@ -92,6 +92,11 @@ def read_gripper(bag: Bag, topic: str, values: tuple[float, float] | None, joint
     return GripperTopic(found, stamps, np.clip((numbers - closed) / (opened - closed), 0.0, 1.0))
 
 
+def from_fingers(command: Command | None, gripper: GripperTopic | None) -> bool:
+    """Whether the gripper's commands must be told from the motion of its fingers."""
+    return gripper is None and (command is None or command.kind != OFFSET)
+
+
 def actions(
     command: Command | None,
     gripper: GripperTopic | None,
@@ -155,7 +160,7 @@ def _gripper(
         say(f"gripper: {command.topic}, -1 (open) ... +1 (closed) converted to 1 = open, 0 = closed")
         return np.clip((1.0 - _in_force(command.stamps, command.values[:, 6], times)) / 2.0, 0.0, 1.0)
     say("gripper: 1 = open, 0 = closed, from the motion of the fingers; no command was given (--gripper)")
-    return align.gripper_from_fingers(np.abs(fingers[:, 0] - fingers[:, 1]), FINGER_THRESHOLD)
+    return align.gripper_from_fingers(fingers[:, 0] - fingers[:, 1], FINGER_THRESHOLD)
 
 
 def _in_force(stamps: Stamps, values: Floats, times: Stamps) -> Floats:

@@ -16,12 +16,13 @@ from ..dataset import Episode
 from . import ConversionError
 from .alignment import SECOND, Floats, Stamps, continued, control_times, interpolate, interpolate_rotation, latest
 from .bag import Bag, pose_of, stamp_of
-from .commands import Command, GripperTopic, actions, read_command, read_gripper, say_clipped
+from .commands import FINGER_THRESHOLD, Command, GripperTopic, actions, from_fingers, read_command, read_gripper, say_clipped
 from .pictures import picture_of
 from .transforms import pose_from_tf
 
 CAMERA = re.compile(r"/camera/(?P<role>[^/]+)/image_raw(?P<compressed>/compressed)?$")
 IMAGES = ("sensor_msgs/Image", "sensor_msgs/CompressedImage")
+CLOSED = 2e-3  # m, up to which an opening is none: fingers differ by so much
 SPLITS = ("std_msgs/Bool", "std_msgs/String", "bitvla_ros/Task")
 
 
@@ -78,10 +79,11 @@ def read_rosbags(paths: Sequence[Path], options: RosbagOptions, say: Callable[[s
     """Where it comes from, and the episode. say: is told every choice. Raises ConversionError."""
     branch = None if options.orientation_branch is None else np.array(options.orientation_branch)
     clipped = total = 0
-    worst = (0, "")
+    worst, told = (0, ""), False
     for path in paths:
         with Bag(path) as bag:
             streams = _read(bag, options, say)
+            told = told or not from_fingers(streams.command, streams.gripper) or _opening_changes(streams.fingers)
             if branch is None:
                 branch = streams.quaternions[0]
                 say(
@@ -96,6 +98,11 @@ def read_rosbags(paths: Sequence[Path], options: RosbagOptions, say: Callable[[s
                     raise ConversionError(f"{where}: {error}") from error
                 clipped, total, worst = clipped + beyond, total + len(episode), max(worst, (beyond, where))
                 yield where, episode
+    if total and not told:
+        raise ConversionError(
+            f"{paths[0]}: the opening of the gripper never changes, so its commands cannot be told from the fingers: give their topic "
+            "(--gripper), or the right joints (--gripper-joints, or --profile of the arm)"
+        )
     say_clipped(clipped, total, worst[1], say)
 
 
@@ -159,7 +166,29 @@ def _fingers(bag: Bag, topic: str, options: RosbagOptions) -> tuple[Stamps, Floa
     if not np.isfinite(fingers).all():
         at = int(np.argmin(np.isfinite(fingers).all(axis=1)))
         raise bag.error(f"{topic}: a finger's position is not finite at stamp {stamps[kept][at] / SECOND:.3f}")
+    _check_opening(bag, topic, fingers[:, 0] - fingers[:, 1], options)
     return stamps[kept], fingers
+
+
+def _opening_changes(fingers: Floats) -> bool:
+    return bool(np.ptp(fingers[:, 0] - fingers[:, 1]) > FINGER_THRESHOLD)
+
+
+def _check_opening(bag: Bag, topic: str, opening: Floats, options: RosbagOptions) -> None:
+    """The state has the fingers at [+w/2, -w/2] of the opening w, m [N]; joints that report otherwise are told by their signs."""
+    first, last = options.gripper_joints[0], options.gripper_joints[-1]
+    scale, offset = (" ".join(f"{value:g}" for value in pair) for pair in (options.gripper_scale, options.gripper_offset))
+    found = f"{topic}: the opening made of {first} and {last} (--gripper-scale {scale} --gripper-offset {offset})"
+    if np.abs(opening).max() < CLOSED:
+        remedy = (
+            "give the scale and offset that make +w/2 and -w/2 of this joint at the opening w"
+            if first == last
+            else "where both joints report half the opening, as Franka's do, give --gripper-scale 1 -1"
+        )
+        raise bag.error(f"{found} is always 0 m: {remedy}, or --profile of the arm")
+    if opening.min() < -CLOSED:
+        turn = "turn the signs of the scale, or give --profile of the arm"
+        raise bag.error(f"{found} goes down to {opening.min():.3f} m, expected 0 or more: {turn}")
 
 
 def _intervals(bag: Bag, streams: _Streams, options: RosbagOptions) -> Iterator[tuple[int, int, str]]:

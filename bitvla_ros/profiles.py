@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .share import share_folder
+
 
 class ProfileError(ValueError):
     """A profile that is not there, or says something that no node understands; the message says what would do."""
@@ -55,23 +57,13 @@ def find_profile(name: str) -> Path:
         if Path(name).is_file():
             return Path(name)
         raise ProfileError(f"there is no file {name}")
-    folder = config_folder() / "profiles"
+    folder = share_folder("config") / "profiles"
     if (folder / f"{name}.yaml").is_file():
         return folder / f"{name}.yaml"
     known = sorted(path.stem for path in folder.glob("*.yaml"))
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     raise ProfileError(f"there is no profile {name!r} in {folder}: give one of {', '.join(known)}, or a file{hint}")
-
-
-def config_folder() -> Path:
-    """config/: of the source tree where there is one, else of the installation."""
-    source = Path(__file__).resolve().parents[2] / "config"
-    if source.is_dir():
-        return source
-    from ament_index_python.packages import get_package_share_directory
-
-    return Path(get_package_share_directory("bitvla_ros")) / "config"
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
