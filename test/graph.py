@@ -19,7 +19,7 @@ from typing import Any
 
 from bitvla_ros.nodes.processes import Graph
 
-ASK_AGAIN = 10.0  # s
+ASK_AGAIN = 1 / 3  # of the time that an answer may take
 
 
 class TestGraph(Graph):
@@ -98,10 +98,11 @@ class TestGraph(Graph):
         return self._ask(lambda: client.send_goal_async(goal, feedback_callback=feedback), "answer to the goal")
 
     def _ask(self, send: Callable[[], Any], what: str, seconds: float = 30.0) -> Any:
-        """As in nodes.recorder: what a new client sends first is lost now and then (2 of 1,050), and comes through when sent again."""
+        """As in nodes.recorder: what a new client sends first is lost now and then (2 of 1,050), and comes through when sent again. But not
+        soon: a server that is at work on the first would answer the second with a refusal."""
         future = send()
-        again = time.monotonic() + ASK_AGAIN
-        self.wait(lambda: future.done() or time.monotonic() > again, what)
+        again = time.monotonic() + ASK_AGAIN * seconds
+        self.wait(lambda: future.done() or time.monotonic() > again, what, seconds)
         return self.result(future if future.done() else send(), what, seconds)
 
     def _client(self, name: str, make: Callable[[], Any], is_ready: str, seconds: float) -> Any:

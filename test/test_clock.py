@@ -16,7 +16,7 @@ from rosgraph_msgs.msg import Clock
 from bitvla_ros.nodes.lifecycle import EXIT_NOT_STARTED, EXIT_ON_FAILURE
 from bitvla_ros.nodes.qos import LATCHED, SENSOR
 
-pytestmark = [pytest.mark.ros, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.ros
 
 PATIENCE = 90.0  # s
 QUIET = {"suite": "tabletop_object", "cameras": [""]}

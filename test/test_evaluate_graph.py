@@ -23,7 +23,7 @@ def evaluate(model: str, through: str, *arguments: str, episodes: int = 2) -> tu
     if model != "expert" or "--output" in arguments:  # which looks at pictures
         options += ["--image-size", "64"]
     command = [sys.executable, "-m", "bitvla_ros.cli", "eval", model, *options]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110, env={**os.environ, "OMP_NUM_THREADS": "2"})
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "2"})
     assert done.stdout, done.stderr
     return done.returncode, json.loads(done.stdout), done.stderr
 
@@ -32,7 +32,6 @@ def without_latency(result: dict) -> dict:
     return {name: value for name, value in result.items() if name not in ("latency_ms", "error")}
 
 
-@pytest.mark.timeout(240)
 @pytest.mark.parametrize(("model", "episodes", "successes"), [("expert", 2, 2), ("random:nano", 1, 0)])
 def test_both_ways_agree_on_every_episode(model: str, episodes: int, successes: int):
     code, process, _ = evaluate(model, "process", episodes=episodes)

@@ -9,7 +9,7 @@ pytest.importorskip("rclpy", reason="rclpy is not installed: pip install '.[ros]
 from bitvla_ros.nodes.prove.last_setpoint import STOPS
 from bitvla_ros.nodes.prove.verb import PROOFS
 
-pytestmark = [pytest.mark.ros, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.ros
 
 TRIALS = {
     "last_setpoint_twist": len(STOPS),

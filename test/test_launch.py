@@ -240,7 +240,6 @@ def running(graph: Any, node: str, names: list[str]) -> dict[str, Any]:
 
 
 @pytest.mark.ros
-@pytest.mark.timeout(300)
 def test_a_node_runs_with_what_the_launch_file_writes(world, tmp_path: Path) -> None:
     """Numbers that YAML libraries read as text, text that looks like a number, an empty text, lists, nested names."""
     mine = tmp_path / "mine.yaml"
@@ -257,7 +256,6 @@ def test_a_node_runs_with_what_the_launch_file_writes(world, tmp_path: Path) -> 
 
 
 @pytest.mark.ros
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("order", ["before", "after"])
 def test_a_parameter_on_the_command_line_beats_every_file(world, order: str) -> None:
     files = [part for name in ("controller.yaml", "profiles/fr3_crisp.yaml") for part in ("--params-file", f"config/{name}")]
@@ -276,7 +274,6 @@ def test_rules_are_taken_from_the_part_of_the_command_line_that_is_ros() -> None
 
 
 @pytest.mark.ros
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("flags", [(), (EXIT_ON_FAILURE,)])
 def test_a_node_that_cannot_be_configured_waits_to_be_put_right_or_ends_as_it_is_told(world, flags: tuple[str, ...]) -> None:
     wrong = {"simulator": False, "time_limit": 0.0}

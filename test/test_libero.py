@@ -22,7 +22,7 @@ for module in ("libero", "robosuite", "bddl"):
     if importlib.util.find_spec(module) is None:
         pytest.skip(f"the optional extra LIBERO is not installed (no module {module})", allow_module_level=True)
 
-pytestmark = [pytest.mark.libero, pytest.mark.timeout(300)]  # building a scene takes seconds, numba's first compilation more
+pytestmark = pytest.mark.libero
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 BOWL_NEXT_TO_PLATE = 8  # of libero_spatial

@@ -22,7 +22,7 @@ from robot import START, recording
 from bitvla_ros.action import ExecuteInstruction
 from bitvla_ros.srv import ResetEpisode
 
-pytestmark = [pytest.mark.ros, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.ros
 
 # A policy node whose loading does `act` first, which has the folder of the test in `here`.
 SLOW = """

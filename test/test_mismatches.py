@@ -18,7 +18,7 @@ from std_srvs.srv import Trigger
 from bitvla_ros.msg import ActionChunk, Task
 from bitvla_ros.nodes.qos import SENSOR
 
-pytestmark = [pytest.mark.ros, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.ros
 
 RELIABLE, BEST_EFFORT = QoSReliabilityPolicy.RELIABLE, QoSReliabilityPolicy.BEST_EFFORT
 VOLATILE, LATCHED = QoSDurabilityPolicy.VOLATILE, QoSDurabilityPolicy.TRANSIENT_LOCAL

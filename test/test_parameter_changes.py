@@ -19,7 +19,7 @@ from test_setpoints import Cell
 
 from bitvla_ros.nodes.conversions import pose_from_msg, stamp_to_ns
 
-pytestmark = [pytest.mark.ros, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.ros
 
 BACK = "deactivate and clean up the node, set it, configure it again"
 

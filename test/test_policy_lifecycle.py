@@ -26,7 +26,7 @@ from bitvla_ros.nodes.lifecycle import AUTOSTART
 from bitvla_ros.nodes.policy import PARAMETERS
 from bitvla_ros.nodes.qos import CHUNK, LIVELINESS_LEASE
 
-pytestmark = [pytest.mark.ros, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.ros
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from bitvla_ros.nodes.schedule import Schedule
 from bitvla_ros.policy.gate import Refused
 from bitvla_ros.policy.policy import PolicySpec
 
-pytestmark = [pytest.mark.ros, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.ros
 
 
 def start(graph: TestGraph, namespace: str, parameters: dict) -> None:

@@ -152,7 +152,6 @@ def absent(release: str, paths: list[Path], folder: Path) -> dict[Path, dict[int
     return {path: lines for path, lines in found.items() if lines}
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("release", API)
 def test_all_that_we_use_is_there(release: str, tmp_path: Path) -> None:
     sample = tmp_path / "sample.py"

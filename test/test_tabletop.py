@@ -125,7 +125,7 @@ def test_without_cameras_no_opengl_context_is_made() -> None:
         "sys.exit(any(name in sys.modules for name in ('OpenGL', 'mujoco.egl', 'mujoco.osmesa')))"
     )
     environment = {**os.environ, "MUJOCO_GL": "", "DISPLAY": ""}
-    assert subprocess.run([sys.executable, "-c", code], env=environment, cwd=Path(__file__).parents[1], timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], env=environment, cwd=Path(__file__).parents[1]).returncode == 0
 
 
 def test_equal_task_seed_and_actions_give_equal_bytes_in_this_and_another_process() -> None:
@@ -139,7 +139,7 @@ def test_equal_task_seed_and_actions_give_equal_bytes_in_this_and_another_proces
         "import sys; sys.path.insert(0, 'test'); from test_tabletop import *;"
         "e = TabletopEnvironment('tabletop_object', image_size=64); print(digest(play(e, 1, 7, 30))); e.close()"
     )
-    other = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=120)
+    other = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True)
     assert other.stdout.strip() == first, other.stderr
 
 

@@ -207,7 +207,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(whole, tmp_path, number):
     stopped = start(tmp_path / "stopped", changes)
     wait_for_state(tmp_path / "stopped", stopped)
     stopped.send_signal(number)
-    _, errors = stopped.communicate(timeout=60)
+    _, errors = stopped.communicate()
     assert stopped.returncode != 0
     at = int(states(tmp_path / "stopped")[-1].name.removeprefix("state-"))
     assert 0 < at < 40

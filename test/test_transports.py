@@ -150,7 +150,7 @@ def test_a_sender_beside_shared_memory_has_none(discovery: str, monkeypatch: pyt
     domain, lock = reserve_domain()  # without any other participant, whose ports would be mapped too
     with lock:
         environment = {**os.environ, **isolation(domain)}
-        done = subprocess.run([sys.executable, "-c", SENDER], env=environment, capture_output=True, text=True, timeout=60)
+        done = subprocess.run([sys.executable, "-c", SENDER], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     count, same, name = done.stdout.split()
     assert int(count) > 0 and same == "True" and name == "/arm/_policy_sender"

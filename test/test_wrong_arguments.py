@@ -16,7 +16,7 @@ pytest.importorskip("rclpy", reason="no rclpy: install with '.[ros]' or source a
 from bitvla_ros.nodes import load, simulation, sinks
 from bitvla_ros.nodes.processes import isolation, reserve_domain
 
-pytestmark = [pytest.mark.ros, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.ros
 
 
 @pytest.fixture(scope="module")
