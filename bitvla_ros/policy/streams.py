@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .gate import MS, STATE_PARTS, Reason, Refused
-from .observation import Observation, Privileged, state_vector
+from .observation import Observation, Privileged, state_vector, unit_quaternions
 
 POSE, GRIPPER = STATE_PARTS
 PRIVILEGED = "privileged"
@@ -58,8 +58,10 @@ class Streams:
         position, orientation = np.array(position, np.float64), np.array(orientation, np.float64)
         if not (np.isfinite(position).all() and np.isfinite(orientation).all()):
             raise Refused(Reason.NON_FINITE, f"{POSE} is {position} {orientation}; expected finite numbers")
-        if abs(float(np.linalg.norm(orientation)) - 1) > 1e-2:
-            raise Refused(Reason.INVALID_ORIENTATION, f"{POSE} has the quaternion {orientation}; expected a unit one, xyzw")
+        try:
+            orientation = unit_quaternions(orientation)
+        except ValueError as error:
+            raise Refused(Reason.INVALID_ORIENTATION, f"{POSE}: {error}") from error
         with self._lock:
             if self._branch is not None:
                 orientation = on_branch(orientation, self._branch)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...policy.observation import are_units, unit_quaternions
 from . import ConversionError
 from .alignment import SECOND, Floats, Stamps
 
@@ -130,6 +131,14 @@ class Bag:
             )
         return np.flatnonzero(np.append(np.diff(stamps) > 0, True)) if len(stamps) else np.empty(0, np.intp)
 
+    def unit_poses(self, what: str, stamps: Stamps, poses: Floats) -> Floats:
+        """Poses [N, 7] with quaternions of length 1. Raises ConversionError for what is no pose."""
+        wrong = np.flatnonzero(~(np.isfinite(poses).all(axis=1) & are_units(poses[:, 3:])))
+        if len(wrong):
+            at = int(wrong[0])
+            raise self.error(f"{what} {at} (stamp {stamps[at] / SECOND:.3f}) is {poses[at]}; expected finite numbers and a unit quaternion")
+        return np.concatenate([poses[:, :3], unit_quaternions(poses[:, 3:])], axis=1)
+
     def _decoder(self) -> Callable[[bytes, str], Any]:
         """CDR bytes and type -> message. Raises SerdeError."""
         from rosbags.serde import SerdeError
@@ -191,7 +200,7 @@ def stamp_of(message: Any) -> int:
 
 
 def pose_of(pose: Any) -> Floats:
-    """geometry_msgs/Pose or Transform -> float64 [7], m and quaternion xyzw."""
+    """geometry_msgs/Pose or Transform -> float64 [7], m and quaternion xyzw, as they stand there; see `Bag.unit_poses`."""
     position = pose.position if hasattr(pose, "position") else pose.translation
     rotation = pose.orientation if hasattr(pose, "orientation") else pose.rotation
     return np.array([position.x, position.y, position.z, rotation.x, rotation.y, rotation.z, rotation.w])

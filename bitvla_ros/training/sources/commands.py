@@ -61,6 +61,8 @@ def read_command(bag: Bag, topic: str, frame: str, pose_frame: str) -> Command |
     if not np.isfinite(values).all():
         at = int(np.argmin(np.isfinite(values).all(axis=1)))
         raise bag.error(f"{found}: the command with stamp {stamps[at] / SECOND:.3f} is not finite: {values[at]}")
+    if kind == TARGET:
+        values = bag.unit_poses(f"{found}: target", stamps, values)
     named = {message.header.frame_id for message in messages} - {"", pose_frame}
     if named and pose_frame and not frame:
         raise bag.error(

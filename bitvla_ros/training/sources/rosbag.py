@@ -110,18 +110,14 @@ def _read(bag: Bag, options: RosbagOptions, say: Callable[[str], None]) -> _Stre
         frame, poses = messages[0].header.frame_id, np.stack([pose_of(message.pose) for message in messages])
         if len(frames := {message.header.frame_id for message in messages}) > 1:
             raise bag.error(f"{pose} is in several frames: {', '.join(sorted(frames))}; expected one")
-    norms = np.linalg.norm(poses[:, 3:], axis=1)
-    wrong = np.flatnonzero(~np.isfinite(poses).all(axis=1) | (np.abs(norms - 1) > 1e-2))
-    if len(wrong):
-        at = int(wrong[0])
-        raise bag.error(f"pose {at} (stamp {stamps[at] / SECOND:.3f}) is {poses[at]}; expected finite numbers and a unit quaternion")
+    poses = bag.unit_poses("pose", stamps, poses)
     finger_stamps, fingers = _fingers(bag, joints, options)
     command = read_command(bag, options.command, options.command_frame, frame)
     gripper = read_gripper(bag, options.gripper, options.gripper_values, options.gripper_joints)
     say(f"state: position and orientation from {pose or f'TF {options.tf}'}, fingers from {joints} ({', '.join(options.gripper_joints)})")
     for role, (topic, _, _) in cameras.items():
         say(f"camera {role}: {topic}")
-    return _Streams(frame, stamps, poses[:, :3], poses[:, 3:] / norms[:, None], finger_stamps, fingers, cameras, command, gripper)
+    return _Streams(frame, stamps, poses[:, :3], poses[:, 3:], finger_stamps, fingers, cameras, command, gripper)
 
 
 def _cameras(bag: Bag, wanted: Mapping[str, str]) -> dict[str, tuple[str, Stamps, Stamps]]:
