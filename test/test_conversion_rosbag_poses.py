@@ -31,7 +31,8 @@ def test_a_rounded_quaternion_is_one_state_to_policy_and_conversion(tmp_path, ca
 
     recorded = standard(m, 1.0)
     recorded["/end_effector_pose"] = [(t, m.pose(t, np.zeros(3), ROUNDED)) for t, _ in recorded["/end_effector_pose"]]
-    np.testing.assert_allclose(converted(capsys, tmp_path / "out", write_bag(tmp_path / "bag", m, recorded)).state[0, 3:6], state[3:6], atol=1e-6)
+    episode = converted(capsys, tmp_path / "out", write_bag(tmp_path / "bag", m, recorded))
+    np.testing.assert_allclose(episode.state[0, 3:6], state[3:6], atol=1e-6)
 
 
 def test_rounded_quaternions_of_tf_and_of_targets_are_normalised_too(tmp_path, capsys, m):
@@ -63,7 +64,7 @@ def test_units_stay_as_they_are_and_keep_their_sign():
 
 @pytest.mark.parametrize("base", ["base", "/base", "plate"])
 def test_tf_finds_the_common_ancestor(tmp_path, capsys, m, base):
-    """base_link -> base, and base_link -> tool0, as UR's and Franka's descriptions have it; plate hangs below base, on a joint that moves."""
+    """base_link -> base, and base_link -> tool0, as in UR's description; plate hangs below base, on a joint that moves."""
     streams = standard(m, 1.0)
     times = [t for t, _ in streams.pop("/end_effector_pose")]
     static = [m.transform(0, "base_link", "base", [0.1, 0.2, 0.3], TURN), m.transform(0, "link", "tool0", [0, 0, 0], [0, 0, 0, 1])]

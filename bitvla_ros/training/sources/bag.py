@@ -21,14 +21,15 @@ UNUSED_BYTES = 64  # at most, behind a message
 
 
 class Bag:
-    """Use as a context manager. path: the folder that `ros2 bag record` made, or a single .mcap or .db3 file.
+    """Use as a context manager. path: the folder that `ros2 bag record` made, or a single .mcap or .db3 file. stamps: what says when a
+    message was captured, its "header" or, for drivers that leave that empty, when it was "received". max_gap: s by which clocks may differ.
 
     Raises ConversionError for what cannot be read."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, stamps: str = "header", max_gap: float = 0.15) -> None:
         from rosbags.rosbag2 import Reader, ReaderError
 
-        self.path = path
+        self.path, self._by_reception, self._max_gap = path, stamps == "received", max_gap
         try:
             self._reader = Reader(path)
             self._reader.open()
@@ -36,7 +37,9 @@ class Bag:
             hint = "`ros2 bag reindex` may mend a recording that was cut off"
             raise ConversionError(f"{path} is no readable rosbag2 ({error}); {hint}") from error
         self._store: Any = None
-        self._received = self._stamps = np.zeros(1, np.int64)
+        self._received: Floats = np.zeros(1)
+        self._stamps: Floats = np.zeros(1)
+        self._base = self._origin = 0
         self._counts = {connection.topic: 0 for connection in self._reader.connections}
         for connection in self._reader.connections:
             self._counts[connection.topic] += connection.msgcount
@@ -78,15 +81,18 @@ class Bag:
         return self._counts[topic]
 
     def set_clock(self, received: Stamps, stamps: Stamps) -> None:
-        """From here on `clock` goes by a stream whose messages bear these stamps."""
-        self._received, self._stamps = received, stamps
+        """From here on `clock` goes by a stream whose messages bear these stamps. Under a slow /clock many are received at one time: their
+        mean counts."""
+        self._base, self._origin = int(received[0]), int(stamps[0])
+        times, index, counts = np.unique(received - self._base, return_inverse=True, return_counts=True)
+        self._received = times.astype(np.float64)
+        self._stamps = np.bincount(index, weights=(stamps - self._origin).astype(np.float64)) / counts
 
     def clock(self, received: Stamps) -> Stamps:
         """Times of reception -> the headers' time, for messages that have no header. Bags of a simulation may be received in wall time
         and stamped in simulated time; a bag's own stamped stream tells how the two go together."""
-        base, origin = int(self._received[0]), int(self._stamps[0])
-        mapped = np.interp((received - base).astype(np.float64), (self._received - base).astype(np.float64), self._stamps - origin)
-        return np.asarray(np.round(mapped), np.int64) + origin
+        mapped = np.interp((received - self._base).astype(np.float64), self._received, self._stamps)
+        return np.asarray(np.round(mapped), np.int64) + self._origin
 
     def messages(self, topic: str, start: int | None = None, stop: int | None = None) -> Iterator[tuple[int, Any]]:
         """Time of reception (ns) and message, in the order of reception. start, stop: between these times of reception."""
@@ -106,21 +112,29 @@ class Bag:
                 raise
             raise self.error(f"{topic}, message {count}: it does not decode ({error or type(error).__name__})") from error
 
-    def stamped(self, topic: str) -> tuple[Stamps, Stamps, list[Any]]:
-        """Header stamps (increasing), times of reception and messages of a topic. Of messages with one stamp the last is kept."""
-        received, messages = [], []
-        for time, message in self.messages(topic):
-            received.append(time)
-            messages.append(message)
-        stamps = np.array([stamp_of(message) for message in messages], np.int64)
-        kept = self.check_stamps(topic, stamps)
-        return stamps[kept], np.array(received, np.int64)[kept], [messages[i] for i in kept]
+    def stamp(self, received: int, message: Any) -> int:
+        """When a message, or a transform of one, was captured, ns."""
+        return received if self._by_reception else stamp_of(message)
 
-    def check_stamps(self, topic: str, stamps: Stamps) -> NDArray[np.intp]:
-        """Indices of what to keep. Raises ConversionError for stamps that are zero or go back."""
+    def stamped(self, topic: str, value: Callable[[Any], Any]) -> tuple[Stamps, Floats, list[Any]]:
+        """Stamps (increasing), values [N, ...] and messages of a topic. value: of a message, numbers. Of messages that say the same twice
+        the last is kept. Raises ConversionError, as `check_stamps` and `check_clock` do."""
+        pairs = list(self.messages(topic))
+        stamps = np.array([self.stamp(*pair) for pair in pairs], np.int64)
+        values = np.array([value(message) for _, message in pairs], np.float64)
+        kept = self.check_stamps(topic, stamps, values)
+        self.check_clock(topic, np.array([received for received, _ in pairs], np.int64)[kept], stamps[kept])
+        return stamps[kept], values[kept], [pairs[i][1] for i in kept]
+
+    def check_stamps(self, topic: str, stamps: Stamps, values: NDArray[Any]) -> NDArray[np.intp]:
+        """Indices of what to keep. values: [N, ...]. Raises ConversionError for stamps that are zero or go back, and for different values
+        at one stamp."""
         if (stamps <= 0).any():
             at = int(np.argmax(stamps <= 0))
-            raise self.error(f"{topic}, message {at}: its stamp is zero; its driver must fill in the time of capture")
+            raise self.error(
+                f"{topic}, message {at}: its stamp is zero; its driver must fill in the time of capture. To go by the times of reception, "
+                "give --stamps received"
+            )
         back = np.flatnonzero(np.diff(stamps) < 0)
         if len(back):
             at = int(back[0]) + 1
@@ -129,7 +143,28 @@ class Bag:
                 f"{topic}, message {at}: its stamp {stamps[at] / SECOND:.3f} is {before:.3f} s before that of the message ahead of it; "
                 "expected stamps that grow. Is there a second publisher?"
             )
+        differs = np.any(values[1:] != values[:-1], axis=tuple(range(1, values.ndim)))
+        twice = np.flatnonzero((np.diff(stamps) == 0) & differs)
+        if len(twice) and not self._by_reception:
+            at = int(twice[0]) + 1
+            raise self.error(
+                f"{topic}, message {at}: its stamp {stamps[at] / SECOND:.3f} is that of the message ahead of it, its value another; "
+                "expected one value at a time. Is there a second publisher? Record without it"
+            )
         return np.flatnonzero(np.append(np.diff(stamps) > 0, True)) if len(stamps) else np.empty(0, np.intp)
+
+    def check_clock(self, topic: str, received: Stamps, stamps: Stamps) -> None:
+        """Raises ConversionError where the topic's stamps are of another clock than those of the stream that `set_clock` was given."""
+        meanwhile = (received >= self._base) & (received <= self._base + self._received[-1])
+        if not meanwhile.any():
+            return
+        apart = float(np.median(self.clock(received[meanwhile]) - stamps[meanwhile])) / SECOND
+        if abs(apart) > self._max_gap:
+            raise self.error(
+                f"{topic}: its stamps are {abs(apart):.3f} s {'behind' if apart > 0 else 'ahead of'} those of the joint states that came "
+                f"at the same time; at most {self._max_gap:g} s are accepted (--max-gap). Synchronise the clocks that stamp (chrony, PTP), "
+                "record again, or give --stamps received where all streams take equally long"
+            )
 
     def unit_poses(self, what: str, stamps: Stamps, poses: Floats) -> Floats:
         """Poses [N, 7] with quaternions of length 1. Raises ConversionError for what is no pose."""

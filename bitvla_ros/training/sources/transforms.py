@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .alignment import SECOND, Floats, Stamps, continued, interpolate, interpolate_rotation, rotated
-from .bag import Bag, pose_of, stamp_of
+from .bag import Bag, pose_of
 
 TF = ("tf2_msgs/TFMessage",)
 
@@ -23,8 +23,8 @@ class _Link:
 
 
 def pose_from_tf(bag: Bag, base: str, tip: str, max_gap: float) -> tuple[Stamps, Floats]:
-    """Stamps [N] and poses [N, 7] (m, quaternion xyzw) of frame `tip` in frame `base`, by way of their nearest common ancestor: at the stamps
-    of the moving link that is nearest to the tip, while all links are there; the others are interpolated. Raises ConversionError."""
+    """Stamps [N] and poses [N, 7] (m, quaternion xyzw) of frame `tip` in frame `base`, by way of their common ancestor: at the stamps of
+    the moving link that is nearest to the tip, while all links are there; the others are interpolated. Raises ConversionError."""
     links = _links(bag)
     above_tip, above_base = _ancestors(tip.lstrip("/"), links), _ancestors(base.lstrip("/"), links)
     common = next((frame for frame in above_tip if frame in above_base), None)
@@ -82,10 +82,10 @@ def _links(bag: Bag) -> dict[str, _Link]:
     found: dict[str, list[tuple[int, str, Floats]]] = {}
     for name in ("tf_static", "tf"):
         topic = bag.find(name, TF, "TF (--tf)", required=name == "tf")
-        for _, message in bag.messages(topic) if topic else ():
+        for received, message in bag.messages(topic) if topic else ():
             for transform in message.transforms:
                 child, parent = transform.child_frame_id.lstrip("/"), transform.header.frame_id.lstrip("/")
-                stamp = 0 if name == "tf_static" else stamp_of(transform)
+                stamp = 0 if name == "tf_static" else bag.stamp(received, transform)
                 found.setdefault(child, []).append((stamp, parent, pose_of(transform.transform)))
     links = {}
     for child, rows in found.items():
@@ -98,6 +98,6 @@ def _links(bag: Bag) -> dict[str, _Link]:
             links[child] = _Link(rows[0][1], np.empty(0, np.int64), poses[-1:])
             continue
         order = np.argsort(stamps, kind="stable")
-        kept = order[np.append(np.diff(stamps[order]) > 0, True)]
+        kept = order[bag.check_stamps(f"TF: transform of {child}", stamps[order], poses[order])]
         links[child] = _Link(rows[0][1], stamps[kept], poses[kept])
     return links
