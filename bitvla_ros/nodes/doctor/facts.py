@@ -92,7 +92,8 @@ class Arrival:
 
 @dataclass
 class Stream:
-    """What was heard on a wanted topic. asked, topic: its name before and after remapping. alike: other topics of its type in the graph."""
+    """What was heard on a wanted topic. asked, topic: its name before and after remapping. alike: other topics of its type in the graph.
+    contradictions: what was said to have two values at one stamp, once each time."""
 
     name: str
     asked: str
@@ -101,6 +102,7 @@ class Stream:
     publishers: tuple[Endpoint, ...] = ()
     alike: tuple[str, ...] = ()
     arrivals: list[Arrival] = field(default_factory=list)
+    contradictions: list[str] = field(default_factory=list)
 
     @property
     def stamps(self) -> NDArray[np.int64]:

@@ -34,7 +34,7 @@ from ..processes import discovery_range
 from ..qos import CHUNK, COMMAND, LATCHED, SENSOR, state_qos
 from ..schedule import Schedule
 from .facts import Arrival, Camera, Expected, Gated, Graph, Outlet, Pose, Stream, Wanted
-from .reading import describe, endpoint, full_name, is_latched, reports_liveliness
+from .reading import describe, endpoint, full_name, is_latched, numbers_of, reports_liveliness
 from .sink import outlets
 from .streams import wanted
 
@@ -95,6 +95,7 @@ class Listener:
             if item.role:
                 self.graph.cameras[item.role] = Camera(item.role)
         self._pictures: dict[str, Any] = {}  # the last message of each role
+        self._said: dict[tuple[str, str], tuple[int, Any]] = {}  # of a stream's joint or pose, the newest stamp and value
         self._heard: set[str] = set()  # streams that are subscribed to
         self._simulated_time = False
         self._frames: Frames | None = None
@@ -193,6 +194,11 @@ class Listener:
         if self._simulated_time and not received:
             return  # /clock has said nothing yet
         stream.arrivals.append(Arrival(stamp, received, steady))
+        for what, value in numbers_of(message).items():
+            before = self._said.get((item.name, what))
+            if before is not None and before[0] == stamp and before[1] != value:
+                stream.contradictions.append(what)
+            self._said[item.name, what] = stamp, value
         if item.role:
             self._pictures[item.role] = message
             self.graph.cameras[item.role].digests.append((stamp, zlib.crc32(message.data)))

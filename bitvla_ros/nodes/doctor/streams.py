@@ -202,6 +202,10 @@ def _stamps(stream: Stream, graph: Graph, expected: Expected) -> Finding:
     if (stamps <= 0).any():
         remedy = "the driver must fill header.stamp with the time of capture (ROS time)"
         return Finding(name, "fail", f"{int((stamps <= 0).sum())} of {len(stamps)} are zero", remedy)
+    if stream.contradictions:
+        names, nodes = _and(sorted(set(stream.contradictions))), _and([endpoint.node for endpoint in stream.publishers])
+        found = f"{_count(len(stream.contradictions), 'time')} two values of {names} at one stamp; {stream.topic} has publishers in {nodes}"
+        return Finding(name, "fail", found, "stop all but one, or remap what is not the arm's to a topic of its own")
     steps = np.diff(stamps)
     if (steps < 0).any():
         found = f"{_count(int((steps < 0).sum()), 'stamp')} went back, by up to {-steps.min() / MS:.0f} ms"
