@@ -16,12 +16,12 @@ from ...policy.observation import state_vector
 from ..dataset import Episode
 from . import ConversionError
 from .alignment import SECOND, Floats, Stamps, continued, control_times, interpolate, interpolate_rotation, latest
-from .bag import Bag, pose_of, stamp_of
+from .bag import NEEDED, Bag, pose_of, stamp_of
 from .commands import Command, GripperTopic, actions, read_command, read_gripper, say_clipped
 from .pictures import picture_of
 from .transforms import pose_from_tf
 
-CAMERA = re.compile(r"/camera/(?P<role>[^/]+)/image_raw(?P<compressed>/compressed)?$")
+CAMERA = re.compile(r"/camera/(?P<role>[^/]+)/image_raw(?P<transport>|/[^/]+)$")
 IMAGES = ("sensor_msgs/Image", "sensor_msgs/CompressedImage")
 SPLITS = ("std_msgs/Bool", "std_msgs/String", "bitvla_ros/Task")
 
@@ -127,10 +127,17 @@ def _read(bag: Bag, options: RosbagOptions, say: Callable[[str], None]) -> _Stre
 def _cameras(bag: Bag, wanted: Mapping[str, str]) -> dict[str, str]:
     """Topics by role."""
     topics = {role: bag.find(topic, IMAGES, f"camera {role} (--camera {role}=TOPIC)") for role, topic in wanted.items()}
+    others: dict[str, str] = {}  # of a role, what is no picture
     if not wanted:
         for topic, kind in sorted(bag.types.items()):  # raw comes before its compressed twin
-            if (match := CAMERA.search(topic)) and kind in IMAGES and bag.count(topic):
-                topics.setdefault(match["role"], topic)
+            if (match := CAMERA.search(f"/{topic}")) and bag.count(topic) and (kind in IMAGES or kind in NEEDED):
+                if kind in IMAGES and match["transport"] in ("", "/compressed"):
+                    topics.setdefault(match["role"], topic)
+                else:
+                    others.setdefault(match["role"], topic)
+    for role, topic in others.items():
+        if role not in topics:
+            bag.find(topic, IMAGES, f"camera {role} (name those that you want: --camera ROLE=TOPIC)")
     if not topics:
         raise bag.error("no camera: expected topics camera/<role>/image_raw, or --camera ROLE=TOPIC", listing=True)
     return topics
@@ -198,7 +205,10 @@ def _intervals(bag: Bag, streams: _Streams, options: RosbagOptions) -> Iterator[
 def _instruction(bag: Bag) -> str:
     """The one that the bag holds."""
     for name in ("instruction", "task"):
-        topic = bag.find(name, ("std_msgs/String", "bitvla_ros/Task"), "instruction", required=False)
+        try:
+            topic = bag.find(name, ("std_msgs/String", "bitvla_ros/Task"), "instruction", required=False)
+        except ConversionError:  # others mean other things by these names
+            continue
         if not topic:
             continue
         field = "data" if bag.types[topic] == "std_msgs/String" else "instruction"
