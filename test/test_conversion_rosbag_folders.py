@@ -87,7 +87,7 @@ def test_a_missing_part_is_named(tmp_path, capsys, m):
 def test_parts_of_two_recordings_are_refused(tmp_path, capsys, m, whole):
     folder = split(tmp_path / "session", m)
     shutil.copy(next(whole.glob("*.mcap")), folder / "other.mcap")
-    assert "parts of session beside other files" in refused(capsys, tmp_path / "out", folder)
+    assert "parts of session beside others" in refused(capsys, tmp_path / "out", folder)
 
 
 @pytest.mark.parametrize("kept", [0.2, 0.7, 0.99])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -38,13 +39,23 @@ class Streams:
     branch: float64 [4] xyzw, an orientation on the dataset's branch; orientations are then kept on it by continuity, beginning with the
     sign nearer to it. None where they arrive on the branch.
 
+    topics: where each stream comes from, for those who look for one that is missing.
+
     Every add_* raises Refused and changes nothing for a zero stamp, or one before the stream's newest; the same stamp replaces it. Pose and
     gripper with another value at the same stamp are of two publishers: Refused, as are observations until DOUBT has passed without.
     Where time itself jumps back (a bag starts over), call `clear`.
     """
 
-    def __init__(self, cameras: tuple[str, ...], *, privileged: bool = False, branch: NDArray[np.float64] | None = None) -> None:
+    def __init__(
+        self,
+        cameras: tuple[str, ...],
+        *,
+        privileged: bool = False,
+        branch: NDArray[np.float64] | None = None,
+        topics: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self.cameras = cameras
+        self._topics = topics
         self.privileged = privileged
         self._names = (*cameras, POSE, GRIPPER, *((PRIVILEGED,) if privileged else ()))
         depths = dict.fromkeys(cameras, IMAGES_KEPT)
@@ -99,9 +110,10 @@ class Streams:
                 moment = min(buffer[-1][0] for buffer in self._buffers.values())
                 newest = {name: _first_since(moment, buffer) for name, buffer in self._buffers.items()}
         if missing:
+            where = [f"{name} ({self._topics[name]})" if name in self._topics else name for name in missing]
             raise Refused(
                 Reason.MISSING_STREAM,
-                f"nothing has come from {', '.join(missing)}; the policy needs {', '.join(self._names)}. Check names, remappings and QoS",
+                f"nothing has come from {', '.join(where)}; the policy needs {', '.join(self._names)}. Check names, remappings and QoS",
             )
         return self._observation(newest, instruction, epoch)
 

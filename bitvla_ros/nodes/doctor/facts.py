@@ -62,13 +62,15 @@ class Expected:
 
 @dataclass(frozen=True)
 class Wanted:
-    """A topic that policy or controller read. latched: its last value is asked for, else sensor data."""
+    """A topic that policy or controller read. latched: its last value is asked for, else sensor data. suffix: of an image_transport, which
+    follows the topic after its remapping."""
 
     name: str
     topic: str
     type: str
     role: str = ""  # of a camera
     latched: bool = False
+    suffix: str = ""
 
 
 @dataclass(frozen=True)

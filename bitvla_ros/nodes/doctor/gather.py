@@ -27,7 +27,7 @@ from bitvla_ros.policy.policy import PolicySpec
 
 from ..conversions import pose_from_msg, stamp_to_ns
 from ..frames import Frames, NoTransform, TfFrames
-from ..inputs import Inputs
+from ..inputs import Inputs, suffixed
 from ..log_folder import log_arguments
 from ..missing import MissingPackage
 from ..processes import discovery_range
@@ -91,7 +91,8 @@ class Listener:
         self._node, self._expected = node, expected
         self._wanted = {item.name: item for item in wanted(expected)}
         for item in self._wanted.values():
-            self.graph.streams[item.name] = Stream(item.name, item.topic, node.resolve_topic_name(item.topic), item.type)
+            topic = node.resolve_topic_name(suffixed(node, item.topic, item.suffix))
+            self.graph.streams[item.name] = Stream(item.name, item.topic, topic, item.type)
             if item.role:
                 self.graph.cameras[item.role] = Camera(item.role)
         self._pictures: dict[str, Any] = {}  # the last message of each role
@@ -148,7 +149,8 @@ class Listener:
                 continue
             latched = all(is_latched(offer) for offer in offers)
             callback = partial(self._take, self._wanted[name], stream)
-            self._node.create_subscription(_KINDS[stream.type], stream.asked, callback, LATCHED if latched else SENSOR)
+            topic = suffixed(self._node, stream.asked, self._wanted[name].suffix)
+            self._node.create_subscription(_KINDS[stream.type], topic, callback, LATCHED if latched else SENSOR)
             self._heard.add(name)
 
     def _publishers(self, topic: str) -> list[Any]:

@@ -18,7 +18,7 @@ def wanted(expected: Expected) -> tuple[Wanted, ...]:
     policy = expected.policy
     compressed = policy["camera_transport"] == "compressed"
     kind, suffix = ("sensor_msgs/msg/CompressedImage", "/compressed") if compressed else ("sensor_msgs/msg/Image", "")
-    topics = [Wanted(f"camera {role}", f"camera/{role}/image_raw{suffix}", kind, role) for role in expected.cameras]
+    topics = [Wanted(f"camera {role}", f"camera/{role}/image_raw", kind, role, suffix=suffix) for role in expected.cameras]
     topics.append(Wanted("joint_states", "joint_states", "sensor_msgs/msg/JointState"))
     if "pose" in (policy["state_source"], expected.controller["state_source"]):
         topics.append(Wanted("end_effector_pose", "end_effector_pose", "geometry_msgs/msg/PoseStamped"))
@@ -129,6 +129,8 @@ def _topic(stream: Stream) -> Finding:
             remedy = "start simulation_node, or give the arm's --profile where it is a real one"
         elif stream.alike:
             remedy += f", or {REMAP.format(stream.asked)}"
+            if stream.type.endswith("/CompressedImage"):
+                remedy += " (without /compressed, which is appended)"
         return Finding(name, "fail", f"nobody publishes {stream.topic} ({stream.type}){others}", remedy)
     wrong = [endpoint for endpoint in endpoints if endpoint.type != stream.type]
     if wrong:

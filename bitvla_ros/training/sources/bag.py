@@ -272,7 +272,7 @@ def bags_in(path: Path) -> list[Path]:
     if len(parts) == 1 and (split or own):
         return [path]
     if split:
-        raise ConversionError(f"{path} holds the parts of {', '.join(split)} beside other files: put each recording into a folder of its own")
+        raise ConversionError(f"{path} holds the parts of {', '.join(split)} beside others: put each recording into a folder of its own")
     folders = [child for child in path.iterdir() if child.is_dir() and ((child / METADATA).is_file() or recordings_in(child))]
     files = [file for numbered in parts.values() for file in numbered.values()]
     return sorted([*files, *(bag for child in folders for bag in bags_in(child))])
