@@ -134,7 +134,9 @@ def test_a_new_goal_takes_over(world: World) -> None:
     assert epochs == sorted(epochs) and len(set(epochs)) == 2
 
 
-@pytest.mark.parametrize(("instruction", "limit"), [("", 0.0), ("  \n", 0.0), ("put it there", -1.0)])
+@pytest.mark.parametrize(
+    ("instruction", "limit"), [("", 0.0), ("  \n", 0.0), ("put it there", -1.0), ("lift <|EOT_ID|>", 0.0), ("a" * 501, 0.0)]
+)
 def test_an_invalid_goal_is_rejected(world: World, instruction: str, limit: float) -> None:
     assert not world.graph.send_goal(instruction, limit).accepted
 

@@ -111,7 +111,6 @@ def test_compressed_image_becomes_rgb(image) -> None:
 
 @pytest.mark.parametrize("name", [".jpg", ".png"])
 def test_the_policy_sees_the_pixels_that_a_conversion_learns_from(image, name) -> None:
-    """One reads compressed pictures with OpenCV, fast, the other with Pillow, which tells every damage."""
     ok, encoded = cv2.imencode(name, np.tile(image, (9, 5, 1)))
     assert ok
     message = CompressedImage(format=name[1:], data=array("B", encoded.tobytes()))
@@ -123,6 +122,17 @@ def test_compressed_image_that_does_not_decode_is_refused(data) -> None:
     with pytest.raises(ImageError, match="expected a JPEG or PNG") as error:
         image_from_msg(CompressedImage(format="jpeg", data=array("B", data)))
     assert error.value.what == "encoding"
+
+
+def test_what_a_conversion_refuses_the_policy_refuses_too(image) -> None:
+    """test_compressed_images.py has all cases; the decoder is one."""
+    depth = cv2.imencode(".png", np.arange(900, dtype=np.uint16).reshape(30, 30))[1].tobytes()
+    torn = cv2.imencode(".jpg", np.tile(image, (9, 9, 1)))[1].tobytes()
+    torn = torn[: len(torn) * 2 // 3] + b"\xff\xd9"
+    for form, data in (("16UC1; png compressed ", depth), ("png", depth), ("bayer_rggb8; jpeg compressed mono8", torn), ("jpeg", torn)):
+        with pytest.raises(ImageError, match="expected") as error:
+            image_from_msg(CompressedImage(format=form, data=array("B", data)))
+        assert error.value.what == "encoding"
 
 
 @pytest.mark.parametrize("encoding", ["", "8UC3", "32FC1", "yuv999", "RGB8"])

@@ -71,6 +71,11 @@ def backward(case):
     stamp(case, "joint_states", lambda index, value: value - (200 * MS if index % 20 == 19 else 0))
 
 
+def two_values(case):
+    case.stream("joint_states").publishers += (Endpoint("/gripper", "sensor_msgs/msg/JointState"),)
+    case.stream("joint_states").contradictions = ["panda_finger_joint1"] * 12
+
+
 def constant(case):
     stamp(case, "end_effector_pose", lambda index, value: NOW)
 
@@ -277,6 +282,7 @@ FAULTS: list[tuple[Callable[[Case], None], str, str, str]] = [
     (stalls, "camera scene: rate", "warn", "longest gap 250 ms"),
     (zero, "camera scene: stamps", "fail", "are zero"),
     (backward, "joint_states: stamps", "fail", "3 stamps went back, by up to 150 ms"),
+    (two_values, "joint_states: stamps", "fail", "/driver and /gripper"),
     (constant, "end_effector_pose: stamps", "fail", "the same stamp"),
     (future, "camera wrist: stamps", "fail", "70 ms ahead"),
     (stale, "camera wrist: stamps", "fail", "age 310 ms"),

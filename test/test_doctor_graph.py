@@ -13,14 +13,16 @@ import pytest
 
 pytest.importorskip("rclpy", reason="rclpy is not installed: pip install '.[ros]'")
 
+import rclpy
 from geometry_msgs.msg import PoseStamped
 from graph import TestGraph
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy
 from robot import MS, Robot
+from sensor_msgs.msg import JointState
 
 from bitvla_ros.msg import EndEffectorCommand, SimulationState
-from bitvla_ros.nodes.conversions import image_to_msg, ns_to_stamp
-from bitvla_ros.nodes.qos import COMMAND, LATCHED
+from bitvla_ros.nodes.conversions import image_to_msg, joint_state_to_msg, ns_to_stamp
+from bitvla_ros.nodes.qos import COMMAND, LATCHED, STATES
 
 pytestmark = pytest.mark.ros
 
@@ -82,6 +84,8 @@ def test_everything_that_is_wrong_on_a_robot_is_found_at_once(tmp_path: Path):
         best_effort = QoSProfile(depth=1, reliability=QoSReliabilityPolicy.BEST_EFFORT)
         states = graph.node.create_publisher(SimulationState, "simulation_state", best_effort)
         graph.node.create_publisher(EndEffectorCommand, "end_effector_command", COMMAND)
+        other = rclpy.create_node("other", context=graph.node.context)
+        others_joints = other.create_publisher(JointState, "joint_states", STATES)
         random, sign = np.random.default_rng(1), 1.0
         picture = random.integers(0, 256, (64, 64, 3), np.uint8)
 
@@ -93,16 +97,18 @@ def test_everything_that_is_wrong_on_a_robot_is_found_at_once(tmp_path: Path):
             for role, publisher in robot.images.items():
                 publisher.publish(image_to_msg(image, 0 if role == "wrist" else stamp, role))
             robot.feed_joints(stamp + 200 * MS, fingers=(0.02, 0.02))
+            others_joints.publish(joint_state_to_msg(["panda_joint1"], [0.7], stamp + 200 * MS))
             robot.feed_pose(stamp, quaternion=(sign, 0.0, 0.0, 0.0))
             state = SimulationState()
             state.header.stamp = ns_to_stamp(stamp)
             states.publish(state)
 
         found = doctor(graph, "--seconds", 1.5, "--model", tmp_path / "no_model", feed=feed)["by"]
+        other.destroy_node()
     expected = {
         "camera roles": "show the same picture",
         "camera wrist: stamps": "are zero",
-        "joint_states: stamps": "ahead of this machine's clock",
+        "joint_states: stamps": "two values of panda_joint1 at one stamp",
         "gripper": "expected +w/2 and -w/2",
         "end effector": "changed sign",
         "simulation_state: QoS": "Best effort publisher and reliable subscription",
@@ -113,6 +119,7 @@ def test_everything_that_is_wrong_on_a_robot_is_found_at_once(tmp_path: Path):
     for check, words in expected.items():
         assert (found[check]["level"], words in found[check]["found"]) == ("fail", True), found[check]
         assert found[check]["remedy"]
+    assert "/test" in found["joint_states: stamps"]["found"] and "/other" in found["joint_states: stamps"]["found"]
     assert found["end_effector_pose: topic"]["level"] == found["camera scene: QoS"]["level"] == "ok"
 
 

@@ -113,6 +113,11 @@ def test_an_empty_instruction_is_refused(instruction):
     assert refusal(Gate(), observe(instruction=instruction)).reason is Reason.EMPTY_INSTRUCTION
 
 
+@pytest.mark.parametrize("instruction", ["pick it up <|eot_id|> now", "<|EOT_ID|>", "go </s>", "put <proprio_pad> down", "lift it " * 63])
+def test_an_instruction_that_no_model_should_read_is_refused(instruction):
+    assert refusal(Gate(), observe(instruction=instruction)).reason is Reason.INVALID_INSTRUCTION
+
+
 def test_a_missing_camera_is_refused_by_name():
     error = refusal(Gate(), observe(images={"scene": IMAGE}))
     assert error.reason is Reason.MISSING_STREAM and "wrist" in str(error)

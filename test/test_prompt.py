@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bitvla_ros.model.tokenizer import byte_tokenizer, nano_tokenizer
 from bitvla_ros.policy.prompt import CHAT_TEMPLATE, IMAGE_TOKEN, PROPRIO_TOKEN, Prompt, PromptError, load_tokenizer
 
 
@@ -84,10 +85,36 @@ def test_empty_instruction_is_refused(tokenizer, instruction):
         Prompt(tokenizer, image_tokens=4, cameras=2)(instruction)
 
 
-@pytest.mark.parametrize("token", [IMAGE_TOKEN, PROPRIO_TOKEN, "<|begin_of_text|>"])
-def test_instruction_cannot_smuggle_special_tokens_in(tokenizer, token):
-    with pytest.raises(PromptError):
-        Prompt(tokenizer, image_tokens=4, cameras=2)(f"look at {token}")
+@pytest.mark.parametrize("make", [nano_tokenizer, byte_tokenizer, None])
+def test_instruction_cannot_smuggle_special_tokens_in(request, make):
+    """Whatever its case: the prompt is put into lower case."""
+    tokenizer = make() if make else request.getfixturevalue("tokenizer")
+    prompt = Prompt(tokenizer, image_tokens=4, cameras=2)
+    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    assert {IMAGE_TOKEN, "<|begin_of_text|>", "<|eot_id|>"} <= set(special)
+    for token in special[:20]:
+        for spelled in (token, token.upper(), token.title()):
+            with pytest.raises(PromptError, match="control token"):
+                prompt(f"look at{spelled}it")
+
+
+def test_a_special_token_without_brackets_is_refused_and_a_phrase_is_not():
+    """Nano's phrases are added tokens too; they stand in the prompt, and do no harm in an instruction."""
+    tokenizer = nano_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[END]"]})
+    prompt = Prompt(tokenizer, image_tokens=4, cameras=1)
+    with pytest.raises(PromptError, match="control token"):
+        prompt("lift it [end] now")
+    phrases = [token.content for token in tokenizer.added_tokens_decoder.values() if not token.special]
+    assert phrases and all(len(prompt(f"user: {phrase}"[:500])) for phrase in phrases)
+    prompt("what action should the robot take to lift the block? a < b, c > d")
+
+
+def test_a_long_instruction_is_refused_before_it_is_tokenized(tokenizer):
+    prompt = Prompt(tokenizer, image_tokens=4, cameras=1)
+    assert len(prompt("a " * 249 + "b"))
+    with pytest.raises(PromptError, match="at most 500 are accepted"):
+        prompt("pick it up " * 20_000)
 
 
 def copy_without(checkpoint: Path, target: Path, token: str) -> Path:

@@ -168,6 +168,24 @@ def test_the_same_stamp_replaces():
     assert streams.latest("x").images["scene"][0, 0, 0] == 3
 
 
+@pytest.mark.parametrize("stream", ["pose", "gripper"])
+def test_two_values_at_one_stamp_are_nobodys_state(stream):
+    """Two publishers, stamped by one clock: whichever came last would win. For a while each may be heard alone."""
+    streams, ms = Streams(()), 1_000_000
+    fill(streams, 10 * ms)
+    fill(streams, 10 * ms)  # the same again is none
+    assert streams.latest("x").stamp == 10 * ms
+    other = (streams.add_pose, POSITION + 0.1, DOWN) if stream == "pose" else (streams.add_gripper, FINGERS * 0.5)
+    with pytest.raises(Refused, match=r"two values at the stamp 0\.010000") as caught:
+        other[0](10 * ms, *other[1:])
+    assert caught.value.reason is Reason.CONTRADICTION
+    for later in (10, 20, 1000):
+        fill(streams, later * ms)
+        assert reason(streams.latest, "x") is Reason.CONTRADICTION
+        assert reason(streams.at, later * ms, "x") is Reason.CONTRADICTION
+    assert fill(streams, 1011 * ms).latest("x").stamp == 1011 * ms
+
+
 def test_streams_nobody_asked_for_are_ignored():
     streams = fill(Streams(("scene",)), 10)
     streams.add_image("overhead", 10, IMAGE)

@@ -21,6 +21,7 @@ from bitvla_ros.control.limits import RESTRICTABLE, FaultReason
 from bitvla_ros.control.player import ChunkRefused
 from bitvla_ros.control.session import Outcome, Result, Session
 from bitvla_ros.msg import ActionChunk, Task
+from bitvla_ros.policy.instruction import problem_of
 
 from . import control_parameters, sinks
 from .arm import Arm
@@ -139,8 +140,8 @@ class ControllerNode(ManagedNode):
         problem = None
         if self.state != "active":
             problem = f"the controller is {self.state}, not active"
-        elif not request.instruction.strip():
-            problem = "the instruction is empty"
+        elif wrong := problem_of(request.instruction):
+            problem = wrong
         elif duration_to_ns(request.time_limit) < 0:
             problem = "time_limit is negative; give 0 for the default"
         if problem is not None:

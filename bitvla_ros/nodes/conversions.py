@@ -8,7 +8,6 @@ import time
 from array import array
 from collections.abc import Mapping, Sequence
 
-import cv2
 import numpy as np
 from builtin_interfaces.msg import Duration, Time
 from geometry_msgs.msg import Point, Pose, PoseStamped, Quaternion
@@ -21,7 +20,7 @@ from bitvla_ros.control.command import Command
 from bitvla_ros.msg import ActionChunk as ActionChunkMsg
 from bitvla_ros.msg import EndEffectorCommand, SimulationState
 from bitvla_ros.policy.chunk import OSC_POSE, ActionChunk, Latency
-from bitvla_ros.policy.images import ENCODINGS, ImageError, rgb
+from bitvla_ros.policy.images import ENCODINGS, ImageError, decoded, rgb
 from bitvla_ros.policy.observation import Privileged
 
 SECOND = 1_000_000_000
@@ -80,18 +79,10 @@ def image_from_msg(message: Image | CompressedImage) -> NDArray[np.uint8]:
     Encodings that are not decoded here go to cv_bridge where it is installed. Raises ImageError.
     """
     if isinstance(message, CompressedImage):
-        return _decompress(message)
+        return decoded(message.data, message.format)
     if message.encoding not in ENCODINGS:
         return _through_cv_bridge(message)
     return rgb(message.encoding, message.height, message.width, message.step, message.data)
-
-
-def _decompress(message: CompressedImage) -> NDArray[np.uint8]:
-    data = np.frombuffer(message.data, np.uint8)
-    image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
-    if image is None:
-        raise ImageError("encoding", f"{data.size} bytes with format {message.format!r} do not decode: expected a JPEG or PNG colour image")
-    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
 
 
 def _through_cv_bridge(message: Image) -> NDArray[np.uint8]:

@@ -44,6 +44,15 @@ PARAMETERS = (
 )
 
 
+CAMERA_TRANSPORTS: dict[str, tuple[Any, str]] = {"raw": (Image, ""), "compressed": (CompressedImage, "/compressed")}
+
+
+def suffixed(node: Node, topic: str, suffix: str) -> str:
+    """What to subscribe to for the image_transport of this suffix: as in ROS, the base topic is remapped, and the suffix follows it. The
+    whole name may be remapped as well. Without a suffix the topic itself, whose remapping is the subscription's."""
+    return node.resolve_topic_name(topic) + suffix if suffix else topic
+
+
 class Inputs:
     """Keeps the newest inputs and makes observations of them.
 
@@ -71,13 +80,13 @@ class Inputs:
         self._pushed = [*spec.cameras]  # streams that call back
         self._moment = 0  # of these, when there was news last
         self._jumped = False
-        self._streams = Streams(spec.cameras, privileged=spec.privileged, branch=branch)
         qos = state_qos(p.synchronised)
-        compressed = p.camera_transport == "compressed"
-        kind, suffix = (CompressedImage, "/compressed") if compressed else (Image, "")
-        self._subscriptions = [
-            self._subscribe(kind, f"camera/{role}/image_raw{suffix}", partial(self._take_image, role), qos) for role in spec.cameras
-        ]
+        kind, suffix = CAMERA_TRANSPORTS[p.camera_transport]
+        topics = {role: suffixed(node, f"camera/{role}/image_raw", suffix) for role in spec.cameras}
+        named = {POSE: "end_effector_pose", GRIPPER: "joint_states", PRIVILEGED: "simulation_state"} | topics
+        resolved = {name: node.resolve_topic_name(topic) for name, topic in named.items() if frames is None or name != POSE}
+        self._streams = Streams(spec.cameras, privileged=spec.privileged, branch=branch, topics=resolved)
+        self._subscriptions = [self._subscribe(kind, topics[role], partial(self._take_image, role), qos) for role in spec.cameras]
         states = [(GRIPPER, JointState, "joint_states", self._take_joints), (POSE, PoseStamped, "end_effector_pose", self._take_pose)]
         polled = bool(spec.cameras) and not p.synchronised
         self._polled: list[Polled] = []

@@ -16,6 +16,7 @@ from rclpy.node import Node
 from std_msgs.msg import Float64
 
 from bitvla_ros.control.rotation import turn_between, turned
+from bitvla_ros.policy.observation import unit_quaternions
 from bitvla_ros.simulation import TABLETOP_SUITES, Snapshot
 from bitvla_ros.simulation.environment import PoseFollower
 
@@ -100,10 +101,14 @@ class SimulatedDriver:
 
     def _take_pose(self, message: PoseStamped) -> None:
         position, orientation = pose_from_msg(message)
-        length = float(np.linalg.norm(orientation))
-        if self._in_frame(message.header.frame_id) and self._finite([*position, length]) and self._unit(length):
-            pose = position, orientation / length
-            self._follow(lambda snapshot, duration: pose)
+        if not (self._in_frame(message.header.frame_id) and self._finite([*position, *orientation])):
+            return
+        try:
+            pose = position, unit_quaternions(orientation)
+        except ValueError as error:
+            self._refuse(str(error))
+            return
+        self._follow(lambda snapshot, duration: pose)
 
     def _take_twist(self, message: TwistStamped) -> None:
         linear, angular = message.twist.linear, message.twist.angular
@@ -130,9 +135,6 @@ class SimulatedDriver:
 
     def _finite(self, numbers: list[float]) -> bool:
         return bool(np.isfinite(numbers).all()) or self._refuse(f"it is not finite: {numbers}")
-
-    def _unit(self, length: float) -> bool:
-        return abs(length - 1.0) < 0.01 or self._refuse(f"its quaternion has the length {length:g}")
 
     def _refuse(self, reason: str) -> bool:
         self.ignored += 1

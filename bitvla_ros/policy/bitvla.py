@@ -21,7 +21,7 @@ from .normalization import Statistics, normalise_proprio, to_command, unnormalis
 from .observation import STATE_DIM, Observation
 from .policy import PolicySpec
 from .preprocessing import ImageRecipe
-from .prompt import Prompt, load_tokenizer
+from .prompt import Prompt, PromptError, load_tokenizer
 
 CAMERAS = ("scene", "wrist")
 
@@ -150,13 +150,17 @@ class BitVLAPolicy:
         """Nothing to forget: every chunk is made of one observation."""
 
     def infer(self, observation: Observation) -> ActionChunk:
-        """One forward pass. Raises InferenceError where the network's output is not finite, and Refused where a camera is missing."""
+        """One forward pass. Raises InferenceError where the network's output is not finite, and Refused where a camera is missing
+        or the instruction holds a control token of the tokenizer."""
         start = time.perf_counter()
         missing = [role for role in self.spec.cameras if role not in observation.images]
         if missing:
             raise Refused(Reason.MISSING_STREAM, f"no image of {', '.join(missing)}; the policy needs {', '.join(self.spec.cameras)}")
         pixel_values = torch.from_numpy(np.stack([self.recipe(observation.images[role]) for role in self.spec.cameras]))
-        input_ids = torch.tensor(self.prompt(observation.instruction))
+        try:
+            input_ids = torch.tensor(self.prompt(observation.instruction))
+        except PromptError as error:
+            raise Refused(Reason.INVALID_INSTRUCTION, str(error)) from error
         bounds = self.statistics.proprio
         proprio = None if bounds is None else torch.from_numpy(normalise_proprio(observation.state, bounds))
 

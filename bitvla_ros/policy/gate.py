@@ -9,6 +9,7 @@ from enum import Enum
 import numpy as np
 from numpy.typing import NDArray
 
+from .instruction import problem_of
 from .observation import STATE_DIM, Observation
 
 MS = 1_000_000  # nanoseconds
@@ -19,10 +20,12 @@ class Reason(str, Enum):
     """Why an input or an observation was refused; the value is what /diagnostics shows."""
 
     EMPTY_INSTRUCTION = "empty_instruction"
+    INVALID_INSTRUCTION = "invalid_instruction"  # too long, or with a control token of the model
     MISSING_STREAM = "missing_stream"
     MISSING_TRANSFORM = "missing_transform"
     ZERO_STAMP = "zero_stamp"
     BACKWARD_STAMP = "backward_stamp"
+    CONTRADICTION = "contradiction"  # two values at one stamp
     FUTURE = "future"
     STALE = "stale"
     SKEWED = "skewed"  # inputs captured too far apart
@@ -105,8 +108,9 @@ class Gate:
 
         now: nanoseconds of ROS time. not_before: no input may have been captured before this, e.g. the stamp of the task.
         """
-        if not observation.instruction.strip():
-            raise Refused(Reason.EMPTY_INSTRUCTION, "the instruction is empty; say in words what the robot is to do")
+        if problem := problem_of(observation.instruction):
+            empty = not observation.instruction.strip()
+            raise Refused(Reason.EMPTY_INSTRUCTION if empty else Reason.INVALID_INSTRUCTION, problem)
         stamps = self._required(observation)
         self._check_times(stamps, now, not_before)
         for role in self.config.cameras:

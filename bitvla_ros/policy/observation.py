@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 STATE_DIM = 8
+LENGTH_TOLERANCE = 1e-2  # of a quaternion
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,21 @@ class Observation:
     def stamp(self) -> int:
         """Capture time of the oldest input, nanoseconds of ROS time: the age of what is computed from it."""
         return min(self.stamps.values())
+
+
+def are_units(quaternions: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """bool [...] of [..., 4]: finite, and of length 1 but for what drivers round."""
+    return np.asarray(np.abs(np.linalg.norm(quaternions, axis=-1) - 1.0) <= LENGTH_TOLERANCE)
+
+
+def unit_quaternions(quaternions: ArrayLike) -> NDArray[np.float64]:
+    """The same rotations, float64 [..., 4] xyzw, of length 1. Whatever becomes a state or an action is measured by these.
+    Raises ValueError where one is not finite or far from that length."""
+    quaternions = np.asarray(quaternions, np.float64)
+    wrong = ~are_units(quaternions)
+    if wrong.any():
+        raise ValueError(f"the quaternion is {quaternions[wrong].reshape(-1, 4)[0]}; expected a unit one, xyzw")
+    return quaternions / np.linalg.norm(quaternions, axis=-1, keepdims=True)
 
 
 def quaternion_to_axis_angle(quaternion: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .instruction import problem_of
+
 IMAGE_TOKEN = "<|image_pad|>"
 PROPRIO_TOKEN = "<proprio_pad>"
 TURN_TOKEN = "<|eot_id|>"
@@ -64,6 +66,8 @@ class Prompt:
         self.proprio_token_id: int = vocabulary[PROPRIO_TOKEN]
         self._bos: int = tokenizer.bos_token_id
         self._tokenizer = tokenizer
+        # Not the added tokens that are words, such as the phrases of nano's prompt: they may stand in an instruction.
+        self._control = sorted({token.content.lower() for token in tokenizer.added_tokens_decoder.values() if token.special})
         self._template: str | None = None if tokenizer.chat_template else CHAT_TEMPLATE
         self._last: tuple[str, NDArray[np.int64]] | None = None
         self("check")  # the template and the post-processor too are refused here, not at the first instruction
@@ -72,10 +76,13 @@ class Prompt:
         """The prompt in words, with one image token a camera and without BOS, which the tokenizer adds.
 
         Lower case, as in training. White space around the instruction is dropped; no dataset has any.
+        Raises PromptError for an instruction that is empty, too long, or holds a special token of the tokenizer, in any case.
         """
         task = instruction.strip().lower()
-        if not task:
-            raise PromptError("the instruction is empty; say in words what the robot is to do")
+        problem = problem_of(instruction)
+        control = next((token for token in self._control if token.strip() and token in task), "")
+        if problem or control:
+            raise PromptError(problem or f"the instruction holds {control!r}, a control token of the model; say it in words")
         # "<image>\n" a camera in the datasets; the reference's substitution swallows the newline.
         content = IMAGE_TOKEN * self.cameras + PROPRIO_TOKEN + f"What action should the robot take to {task}?"
         messages = [{"role": "user", "content": content}]

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .gate import MS, STATE_PARTS, Reason, Refused
-from .observation import Observation, Privileged, state_vector
+from .observation import Observation, Privileged, state_vector, unit_quaternions
 
 POSE, GRIPPER = STATE_PARTS
 PRIVILEGED = "privileged"
+SECOND = 1000 * MS
+DOUBT = SECOND  # after a contradiction: of two publishers one may be heard alone for a while
 IMAGES_KEPT = 8
 STATES_KEPT = 512  # half a second of a driver at 1 kHz: images take longer than joint states of the same moment
 
@@ -36,17 +39,29 @@ class Streams:
     branch: float64 [4] xyzw, an orientation on the dataset's branch; orientations are then kept on it by continuity, beginning with the
     sign nearer to it. None where they arrive on the branch.
 
-    Every add_* raises Refused and changes nothing for a zero stamp, or one before the stream's newest; the same stamp replaces it.
+    topics: where each stream comes from, for those who look for one that is missing.
+
+    Every add_* raises Refused and changes nothing for a zero stamp, or one before the stream's newest; the same stamp replaces it. Pose and
+    gripper with another value at the same stamp are of two publishers: Refused, as are observations until DOUBT has passed without.
     Where time itself jumps back (a bag starts over), call `clear`.
     """
 
-    def __init__(self, cameras: tuple[str, ...], *, privileged: bool = False, branch: NDArray[np.float64] | None = None) -> None:
+    def __init__(
+        self,
+        cameras: tuple[str, ...],
+        *,
+        privileged: bool = False,
+        branch: NDArray[np.float64] | None = None,
+        topics: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self.cameras = cameras
+        self._topics = topics
         self.privileged = privileged
         self._names = (*cameras, POSE, GRIPPER, *((PRIVILEGED,) if privileged else ()))
         depths = dict.fromkeys(cameras, IMAGES_KEPT)
         self._buffers: dict[str, deque[tuple[int, Any]]] = {name: deque(maxlen=depths.get(name, STATES_KEPT)) for name in self._names}
         self._branch = branch
+        self._contradicted: dict[str, tuple[int, str]] = {}  # stream -> when it was last, and how
         self._lock = threading.Lock()
 
     def add_image(self, role: str, stamp: int, image: NDArray[np.uint8]) -> None:
@@ -58,11 +73,14 @@ class Streams:
         position, orientation = np.array(position, np.float64), np.array(orientation, np.float64)
         if not (np.isfinite(position).all() and np.isfinite(orientation).all()):
             raise Refused(Reason.NON_FINITE, f"{POSE} is {position} {orientation}; expected finite numbers")
-        if abs(float(np.linalg.norm(orientation)) - 1) > 1e-2:
-            raise Refused(Reason.INVALID_ORIENTATION, f"{POSE} has the quaternion {orientation}; expected a unit one, xyzw")
+        try:
+            orientation = unit_quaternions(orientation)
+        except ValueError as error:
+            raise Refused(Reason.INVALID_ORIENTATION, f"{POSE}: {error}") from error
         with self._lock:
             if self._branch is not None:
                 orientation = on_branch(orientation, self._branch)
+            self._refuse_contradiction(POSE, stamp, np.concatenate([position, orientation]))
             self._put(POSE, stamp, (position, orientation))
             if self._branch is not None:
                 self._branch = orientation
@@ -74,7 +92,9 @@ class Streams:
             raise Refused(Reason.WRONG_SIZE, f"{GRIPPER} has shape {joints.shape}; expected the two finger joints, m")
         if not np.isfinite(joints).all():
             raise Refused(Reason.NON_FINITE, f"{GRIPPER} is {joints}; expected finite numbers")
-        self._add(GRIPPER, stamp, joints)
+        with self._lock:
+            self._refuse_contradiction(GRIPPER, stamp, joints)
+            self._put(GRIPPER, stamp, joints)
 
     def add_privileged(self, stamp: int, privileged: Privileged) -> None:
         """Simulator truth; ignored where no observation holds it."""
@@ -90,9 +110,10 @@ class Streams:
                 moment = min(buffer[-1][0] for buffer in self._buffers.values())
                 newest = {name: _first_since(moment, buffer) for name, buffer in self._buffers.items()}
         if missing:
+            where = [f"{name} ({self._topics[name]})" if name in self._topics else name for name in missing]
             raise Refused(
                 Reason.MISSING_STREAM,
-                f"nothing has come from {', '.join(missing)}; the policy needs {', '.join(self._names)}. Check names, remappings and QoS",
+                f"nothing has come from {', '.join(where)}; the policy needs {', '.join(self._names)}. Check names, remappings and QoS",
             )
         return self._observation(newest, instruction, epoch)
 
@@ -118,6 +139,17 @@ class Streams:
         with self._lock:
             for buffer in self._buffers.values():
                 buffer.clear()
+            self._contradicted.clear()
+
+    def _refuse_contradiction(self, name: str, stamp: int, value: NDArray[np.float64]) -> None:
+        buffer = self._buffers[name]
+        if not buffer or buffer[-1][0] != stamp:
+            return
+        before = buffer[-1][1] if name == GRIPPER else np.concatenate(buffer[-1][1])
+        if not np.array_equal(before, value):
+            said = f"{name} has two values at the stamp {stamp / SECOND:.6f}, {np.round(before, 4)} and {np.round(value, 4)}"
+            self._contradicted[name] = stamp, f"{said}; expected one publisher of it. Stop the other, or give it a topic of its own"
+            raise Refused(Reason.CONTRADICTION, self._contradicted[name][1])
 
     def _add(self, name: str, stamp: int, value: Any) -> None:
         with self._lock:
@@ -139,6 +171,9 @@ class Streams:
         buffer.append((stamp, value))
 
     def _observation(self, entries: dict[str, tuple[int, Any]], instruction: str, epoch: int) -> Observation:
+        for name, (stamp, said) in self._contradicted.items():
+            if entries[name][0] - stamp < DOUBT:
+                raise Refused(Reason.CONTRADICTION, said)
         position, orientation = entries[POSE][1]
         stamps = {role: entries[role][0] for role in self.cameras}
         stamps |= {part: entries[part][0] for part in STATE_PARTS}

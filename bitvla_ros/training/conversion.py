@@ -29,10 +29,11 @@ EXAMPLES = """\
 DEFAULT_HZ = 20.0  # of teleoperated recordings: the rate of the published policies
 DEFAULT_ROBOT = "panda"
 
-_MOTION = ("profile", "pose", "tf", "joints", "command", "command_frame", "split", "max_gap", "metres_per_unit", "radians_per_unit")
+_MOTION = ("profile", "pose", "tf", "joints", "command", "command_frame", "split", "max_gap", "stamps")
+_UNITS = ("metres_per_unit", "radians_per_unit")
 _GRIPPER = ("gripper", "gripper_joints", "gripper_scale", "gripper_offset", "orientation_branch")
 READ = {
-    "rosbag2": (*_MOTION, *_GRIPPER, "camera", "gripper_open", "gripper_closed"),
+    "rosbag2": (*_MOTION, *_UNITS, *_GRIPPER, "camera", "gripper_open", "gripper_closed"),
     "libero": ("keep_noops",),
     "lerobot": ("state", "action", "camera", "gripper_open", "gripper_closed"),
 }
@@ -74,6 +75,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     bags.add_argument("--gripper", default="", help="its command: Bool, Float32, Float64 or JointState (default: the fingers' motion)")
     bags.add_argument("--split", default="", help="topic that begins and ends episodes: Bool, String (instruction) or bitvla_ros/Task")
     bags.add_argument("--max-gap", type=POSITIVE, default=0.15, help="longest silence of a stream, s (default: %(default)s)")
+    bags.add_argument(
+        "--stamps",
+        choices=("header", "received"),
+        default="header",
+        help="when a message was captured: by its header or, where drivers leave that empty, when it was received (default: %(default)s)",
+    )
     bags.add_argument(
         "--metres-per-unit", type=POSITIVE, default=0.0135, help="motion of a full-scale action in one step (default: %(default)s)"
     )
@@ -184,6 +191,7 @@ def _open(
         instruction=a.instruction,
         split=a.split,
         max_gap=a.max_gap,
+        stamps=a.stamps,
         metres_per_unit=a.metres_per_unit,
         radians_per_unit=a.radians_per_unit,
         shorter_side=a.image_size,

@@ -5,13 +5,14 @@ Source: codebase_version "v2.1" of github.com/huggingface/lerobot. Pictures are 
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ..policy.images import ImageError, decoded
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -168,14 +169,11 @@ def encode_png(image: NDArray[np.uint8]) -> bytes:
 
 
 def decode_image(encoded: Any) -> NDArray[np.uint8]:
-    """PNG or JPEG bytes -> uint8 [H, W, 3], RGB. Raises ValueError for damaged ones, which OpenCV would half decode in silence."""
-    from PIL import Image
-
+    """PNG or JPEG bytes -> uint8 [H, W, 3], RGB. Raises ValueError for what is damaged or no picture of 8 bits."""
     try:
-        with Image.open(io.BytesIO(encoded), formats=("PNG", "JPEG")) as image:
-            return np.array(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"the picture does not decode ({error})") from error
+        return decoded(encoded)
+    except ImageError as error:
+        raise ValueError(f"the picture does not decode: {error}") from error
 
 
 def picture_statistics(pictures: NDArray[np.uint8]) -> dict[str, Any]:

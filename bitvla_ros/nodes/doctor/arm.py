@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitvla_ros.control.rotation import matrix, turned
-from bitvla_ros.policy.observation import state_vector
+from bitvla_ros.policy.observation import are_units, state_vector
 from bitvla_ros.policy.streams import on_branch
 
 from .facts import Expected, Finding, Graph, Level, Model
@@ -123,9 +123,9 @@ def check_pose(graph: Graph, expected: Expected) -> Iterator[Finding]:
     if not np.isfinite(numbers).all():
         yield Finding(name, "fail", "its pose holds numbers that are not finite", "correct its publisher")
         return
-    norms = np.linalg.norm(numbers[:, 3:], axis=1)
-    worst = float(norms[np.abs(norms - 1).argmax()])
-    if abs(worst - 1) > 1e-2:  # as the policy's streams refuse it
+    if not are_units(numbers[:, 3:]).all():
+        norms = np.linalg.norm(numbers[:, 3:], axis=1)
+        worst = float(norms[np.abs(norms - 1).argmax()])
         yield Finding(
             name, "fail", f"its quaternion has the norm {worst:.3f}; expected 1", "publish unit quaternions, in the order x y z w"
         )

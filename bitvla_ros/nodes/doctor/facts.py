@@ -62,13 +62,15 @@ class Expected:
 
 @dataclass(frozen=True)
 class Wanted:
-    """A topic that policy or controller read. latched: its last value is asked for, else sensor data."""
+    """A topic that policy or controller read. latched: its last value is asked for, else sensor data. suffix: of an image_transport, which
+    follows the topic after its remapping."""
 
     name: str
     topic: str
     type: str
     role: str = ""  # of a camera
     latched: bool = False
+    suffix: str = ""
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,8 @@ class Arrival:
 
 @dataclass
 class Stream:
-    """What was heard on a wanted topic. asked, topic: its name before and after remapping. alike: other topics of its type in the graph."""
+    """What was heard on a wanted topic. asked, topic: its name before and after remapping. alike: other topics of its type in the graph.
+    contradictions: what was said to have two values at one stamp, once each time."""
 
     name: str
     asked: str
@@ -101,6 +104,7 @@ class Stream:
     publishers: tuple[Endpoint, ...] = ()
     alike: tuple[str, ...] = ()
     arrivals: list[Arrival] = field(default_factory=list)
+    contradictions: list[str] = field(default_factory=list)
 
     @property
     def stamps(self) -> NDArray[np.int64]:

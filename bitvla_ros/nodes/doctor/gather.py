@@ -27,7 +27,7 @@ from bitvla_ros.policy.policy import PolicySpec
 
 from ..conversions import pose_from_msg, stamp_to_ns
 from ..frames import Frames, NoTransform, TfFrames
-from ..inputs import Inputs
+from ..inputs import Inputs, suffixed
 from ..log_folder import log_arguments
 from ..missing import MissingPackage
 from ..node_names import full_name
@@ -35,7 +35,7 @@ from ..processes import discovery_range
 from ..qos import CHUNK, COMMAND, LATCHED, SENSOR, state_qos
 from ..schedule import Schedule
 from .facts import Arrival, Camera, Expected, Gated, Graph, Outlet, Pose, Stream, Wanted
-from .reading import describe, endpoint, is_latched, reports_liveliness
+from .reading import describe, endpoint, is_latched, numbers_of, reports_liveliness
 from .sink import outlets
 from .streams import wanted
 
@@ -92,10 +92,12 @@ class Listener:
         self._node, self._expected = node, expected
         self._wanted = {item.name: item for item in wanted(expected)}
         for item in self._wanted.values():
-            self.graph.streams[item.name] = Stream(item.name, item.topic, node.resolve_topic_name(item.topic), item.type)
+            topic = node.resolve_topic_name(suffixed(node, item.topic, item.suffix))
+            self.graph.streams[item.name] = Stream(item.name, item.topic, topic, item.type)
             if item.role:
                 self.graph.cameras[item.role] = Camera(item.role)
         self._pictures: dict[str, Any] = {}  # the last message of each role
+        self._said: dict[tuple[str, str], tuple[int, Any]] = {}  # of a stream's joint or pose, the newest stamp and value
         self._heard: set[str] = set()  # streams that are subscribed to
         self._simulated_time = False
         self._frames: Frames | None = None
@@ -148,7 +150,8 @@ class Listener:
                 continue
             latched = all(is_latched(offer) for offer in offers)
             callback = partial(self._take, self._wanted[name], stream)
-            self._node.create_subscription(_KINDS[stream.type], stream.asked, callback, LATCHED if latched else SENSOR)
+            topic = suffixed(self._node, stream.asked, self._wanted[name].suffix)
+            self._node.create_subscription(_KINDS[stream.type], topic, callback, LATCHED if latched else SENSOR)
             self._heard.add(name)
 
     def _publishers(self, topic: str) -> list[Any]:
@@ -194,6 +197,11 @@ class Listener:
         if self._simulated_time and not received:
             return  # /clock has said nothing yet
         stream.arrivals.append(Arrival(stamp, received, steady))
+        for what, value in numbers_of(message).items():
+            before = self._said.get((item.name, what))
+            if before is not None and before[0] == stamp and before[1] != value:
+                stream.contradictions.append(what)
+            self._said[item.name, what] = stamp, value
         if item.role:
             self._pictures[item.role] = message
             self.graph.cameras[item.role].digests.append((stamp, zlib.crc32(message.data)))

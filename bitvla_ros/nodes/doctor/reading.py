@@ -7,10 +7,11 @@ from typing import Any
 
 import cv2
 import numpy as np
+from geometry_msgs.msg import PoseStamped
 from rclpy.duration import Duration, Infinite
 from rclpy.node import Node
 from rclpy.qos import QoSCompatibility, QoSDurabilityPolicy, QoSHistoryPolicy, QoSProfile, QoSReliabilityPolicy, qos_check_compatible
-from sensor_msgs.msg import CompressedImage
+from sensor_msgs.msg import CompressedImage, JointState
 from std_msgs.msg import Empty
 
 from ..conversions import ImageError, image_from_msg
@@ -42,6 +43,16 @@ def describe(camera: Camera, message: Any) -> None:
     camera.height, camera.width = image.shape[:2]
     grey = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY)
     camera.small = cv2.resize(grey, (32, 32), interpolation=cv2.INTER_AREA).astype(np.float32)
+
+
+def numbers_of(message: Any) -> dict[str, Any]:
+    """What a message says that can have one value at a time: positions of joints by name, or a pose."""
+    if isinstance(message, JointState):
+        return dict(zip(message.name, message.position, strict=False))
+    if isinstance(message, PoseStamped):
+        p, q = message.pose.position, message.pose.orientation
+        return {"the pose": (p.x, p.y, p.z, q.x, q.y, q.z, q.w)}
+    return {}
 
 
 def endpoint(info: Any, offered: QoSProfile, asked: QoSProfile) -> Endpoint:

@@ -18,7 +18,7 @@ def wanted(expected: Expected) -> tuple[Wanted, ...]:
     policy = expected.policy
     compressed = policy["camera_transport"] == "compressed"
     kind, suffix = ("sensor_msgs/msg/CompressedImage", "/compressed") if compressed else ("sensor_msgs/msg/Image", "")
-    topics = [Wanted(f"camera {role}", f"camera/{role}/image_raw{suffix}", kind, role) for role in expected.cameras]
+    topics = [Wanted(f"camera {role}", f"camera/{role}/image_raw", kind, role, suffix=suffix) for role in expected.cameras]
     topics.append(Wanted("joint_states", "joint_states", "sensor_msgs/msg/JointState"))
     if "pose" in (policy["state_source"], expected.controller["state_source"]):
         topics.append(Wanted("end_effector_pose", "end_effector_pose", "geometry_msgs/msg/PoseStamped"))
@@ -129,6 +129,8 @@ def _topic(stream: Stream) -> Finding:
             remedy = "start simulation_node, or give the arm's --profile where it is a real one"
         elif stream.alike:
             remedy += f", or {REMAP.format(stream.asked)}"
+            if stream.type.endswith("/CompressedImage"):
+                remedy += " (without /compressed, which is appended)"
         return Finding(name, "fail", f"nobody publishes {stream.topic} ({stream.type}){others}", remedy)
     wrong = [endpoint for endpoint in endpoints if endpoint.type != stream.type]
     if wrong:
@@ -202,6 +204,10 @@ def _stamps(stream: Stream, graph: Graph, expected: Expected) -> Finding:
     if (stamps <= 0).any():
         remedy = "the driver must fill header.stamp with the time of capture (ROS time)"
         return Finding(name, "fail", f"{int((stamps <= 0).sum())} of {len(stamps)} are zero", remedy)
+    if stream.contradictions:
+        names, nodes = _and(sorted(set(stream.contradictions))), _and([endpoint.node for endpoint in stream.publishers])
+        found = f"{_count(len(stream.contradictions), 'time')} two values of {names} at one stamp; {stream.topic} has publishers in {nodes}"
+        return Finding(name, "fail", found, "stop all but one, or remap what is not the arm's to a topic of its own")
     steps = np.diff(stamps)
     if (steps < 0).any():
         found = f"{_count(int((steps < 0).sum()), 'stamp')} went back, by up to {-steps.min() / MS:.0f} ms"

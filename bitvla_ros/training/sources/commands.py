@@ -56,11 +56,12 @@ def read_command(bag: Bag, topic: str, frame: str, pose_frame: str) -> Command |
     if not found:
         return None
     kind = bag.types[found]
-    stamps, _, messages = bag.stamped(found)
-    values = np.stack([_values(kind, message) for message in messages])
+    stamps, values, messages = bag.stamped(found, lambda message: _values(kind, message))
     if not np.isfinite(values).all():
         at = int(np.argmin(np.isfinite(values).all(axis=1)))
         raise bag.error(f"{found}: the command with stamp {stamps[at] / SECOND:.3f} is not finite: {values[at]}")
+    if kind == TARGET:
+        values = bag.unit_poses(f"{found}: target", stamps, values)
     named = {message.header.frame_id for message in messages} - {"", pose_frame}
     if named and pose_frame and not frame:
         raise bag.error(
@@ -80,8 +81,7 @@ def read_gripper(bag: Bag, topic: str, values: tuple[float, float] | None, joint
     if values is None or values[0] == values[1]:
         raise bag.error(f"{found} may mean anything: say its values for an open and a closed gripper (--gripper-open, --gripper-closed)")
     if bag.types[found] == "sensor_msgs/JointState":
-        stamps, _, messages = bag.stamped(found)
-        numbers = np.array([_joint(bag, found, message, joints) for message in messages])
+        stamps, numbers, _ = bag.stamped(found, lambda message: _joint(bag, found, message, joints))
     else:
         pairs = [(received, float(message.data)) for received, message in bag.messages(found)]
         stamps = bag.clock(np.array([received for received, _ in pairs], np.int64))
@@ -153,20 +153,29 @@ def _gripper(
     command: Command | None, gripper: GripperTopic | None, times: Stamps, fingers: Floats, say: Callable[[str], None]
 ) -> NDArray[np.floating[Any]]:
     """1 = open, 0 = closed, [T]."""
+    opening = fingers[:, 0] - fingers[:, 1]
     if gripper is not None:
         say(f"gripper: {gripper.topic}, converted to 1 = open, 0 = closed")
-        return _in_force(gripper.stamps, gripper.opening, times)
+        return _in_force(gripper.topic, gripper.stamps, gripper.opening, times, opening, say)
     if command is not None and command.kind == OFFSET:
         say(f"gripper: {command.topic}, -1 (open) ... +1 (closed) converted to 1 = open, 0 = closed")
-        return np.clip((1.0 - _in_force(command.stamps, command.values[:, 6], times)) / 2.0, 0.0, 1.0)
+        commanded = np.clip((1.0 - command.values[:, 6]) / 2.0, 0.0, 1.0)
+        return _in_force(command.topic, command.stamps, commanded, times, opening, say)
     say("gripper: 1 = open, 0 = closed, from the motion of the fingers; no command was given (--gripper)")
-    return align.gripper_from_fingers(fingers[:, 0] - fingers[:, 1], FINGER_THRESHOLD)
+    return align.gripper_from_fingers(opening, FINGER_THRESHOLD)
 
 
-def _in_force(stamps: Stamps, values: Floats, times: Stamps) -> Floats:
-    """The command in the middle of each step; before the first one, that one."""
-    middles = times[:-1] + np.diff(times) // 2
-    return np.asarray(values[np.maximum(np.searchsorted(stamps, middles, side="right") - 1, 0)])
+def _in_force(
+    topic: str, stamps: Stamps, values: Floats, times: Stamps, opening: Floats, say: Callable[[str], None]
+) -> NDArray[np.floating[Any]]:
+    """The command in the middle of each step. Before the first one, what the fingers [T + 1] did: a topic that is sent on change says first
+    what came next."""
+    index = np.searchsorted(stamps, times[:-1] + np.diff(times) // 2, side="right") - 1
+    before = index < 0
+    if not before.any():
+        return values[index]
+    say(f"gripper: before the first command of {topic}, from the motion of the fingers")
+    return np.where(before, align.gripper_from_fingers(opening, FINGER_THRESHOLD), values[index])
 
 
 def _values(kind: str, message: Any) -> Floats:

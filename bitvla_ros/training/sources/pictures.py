@@ -8,15 +8,20 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ...policy.images import ImageError, rgb
-from ..lerobot_format import decode_image
+from ...policy.images import ImageError, decoded, rgb
 from . import ConversionError
 
 
 def picture_of(message: Any, shorter_side: int | None) -> NDArray[np.uint8]:
     """Image or CompressedImage -> uint8 [H, W, 3], RGB, shrunk so that its shorter side has that many pixels, if given.
     Raises ConversionError."""
-    return shrunk(_compressed(message) if hasattr(message, "format") else _raw(message), shorter_side)
+    try:
+        if hasattr(message, "format"):
+            return shrunk(decoded(message.data, message.format), shorter_side)
+        data = np.ascontiguousarray(message.data, np.uint8)
+        return shrunk(np.array(rgb(message.encoding, message.height, message.width, message.step, data)), shorter_side)
+    except ImageError as error:
+        raise ConversionError(str(error)) from error
 
 
 def shrunk(picture: NDArray[np.uint8], shorter_side: int | None) -> NDArray[np.uint8]:
@@ -27,18 +32,3 @@ def shrunk(picture: NDArray[np.uint8], shorter_side: int | None) -> NDArray[np.u
     scale = shorter_side / min(height, width)
     size = (round(width * scale), round(height * scale))
     return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), np.uint8)
-
-
-def _raw(message: Any) -> NDArray[np.uint8]:
-    data = np.ascontiguousarray(message.data, np.uint8)
-    try:
-        return np.array(rgb(message.encoding, message.height, message.width, message.step, data))
-    except ImageError as error:
-        raise ConversionError(str(error)) from error
-
-
-def _compressed(message: Any) -> NDArray[np.uint8]:
-    try:
-        return decode_image(bytes(message.data))
-    except ValueError as error:
-        raise ConversionError(f"format {message.format!r}: {error}; expected a JPEG or PNG colour image") from error

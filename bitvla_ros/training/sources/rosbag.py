@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +16,12 @@ from ...policy.observation import state_vector
 from ..dataset import Episode
 from . import ConversionError
 from .alignment import SECOND, Floats, Stamps, continued, control_times, interpolate, interpolate_rotation, latest
-from .bag import Bag, pose_of, stamp_of
+from .bag import NEEDED, Bag, pose_of, stamp_of
 from .commands import FINGER_THRESHOLD, Command, GripperTopic, actions, from_fingers, read_command, read_gripper, say_clipped
 from .pictures import picture_of
 from .transforms import pose_from_tf
 
-CAMERA = re.compile(r"/camera/(?P<role>[^/]+)/image_raw(?P<compressed>/compressed)?$")
+CAMERA = re.compile(r"/camera/(?P<role>[^/]+)/image_raw(?P<transport>|/[^/]+)$")
 IMAGES = ("sensor_msgs/Image", "sensor_msgs/CompressedImage")
 CLOSED = 2e-3  # m, up to which an opening is none: fingers differ by so much
 SPLITS = ("std_msgs/Bool", "std_msgs/String", "bitvla_ros/Task")
@@ -36,7 +37,8 @@ class RosbagOptions:
     gripper_joints, gripper_scale, gripper_offset, orientation_branch: as the policy node's parameters of these names.
     instruction: the task; empty: of `split`, or of a topic `instruction` or `task`.
     split: topic (Bool, String or Task) that says when an episode begins and ends; empty: one episode a bag.
-    max_gap: s. metres_per_unit, radians_per_unit: motion of a full-scale action in one step. shorter_side: pixels, to shrink pictures to.
+    max_gap: s. stamps: "header" or "received", see Bag.
+    metres_per_unit, radians_per_unit: motion of a full-scale action in one step. shorter_side: pixels, to shrink pictures to.
     """
 
     control_hz: float
@@ -55,6 +57,7 @@ class RosbagOptions:
     instruction: str = ""
     split: str = ""
     max_gap: float = 0.15
+    stamps: str = "header"
     metres_per_unit: float = 0.0135
     radians_per_unit: float = 0.07
     shorter_side: int | None = None
@@ -81,7 +84,7 @@ def read_rosbags(paths: Sequence[Path], options: RosbagOptions, say: Callable[[s
     clipped = total = 0
     worst, told = (0, ""), False
     for path in paths:
-        with Bag(path) as bag:
+        with Bag(path, options.stamps, options.max_gap) as bag:
             streams = _read(bag, options, say)
             told = told or not from_fingers(streams.command, streams.gripper) or _opening_changes(streams.fingers)
             if branch is None:
@@ -107,44 +110,53 @@ def read_rosbags(paths: Sequence[Path], options: RosbagOptions, say: Callable[[s
 
 
 def _read(bag: Bag, options: RosbagOptions, say: Callable[[str], None]) -> _Streams:
-    cameras = _cameras(bag, options.cameras)  # first: a missing topic shows before anything long begins
+    topics = _cameras(bag, options.cameras)  # first: a missing topic shows before anything long begins
     joints = bag.find(options.joints, ("sensor_msgs/JointState",), "joint states (--joints)")
     pose = "" if options.tf else bag.find(options.pose, ("geometry_msgs/PoseStamped",), "the end effector's pose (--pose, or --tf)")
+    finger_stamps, fingers = _fingers(bag, joints, options)
+    cameras = {role: (topic, *_picture_times(bag, topic)) for role, topic in topics.items()}
     if options.tf:
         frame, (stamps, poses) = options.tf[0], pose_from_tf(bag, *options.tf, options.max_gap)
     else:
-        stamps, _, messages = bag.stamped(pose)
-        frame, poses = messages[0].header.frame_id, np.stack([pose_of(message.pose) for message in messages])
+        stamps, poses, messages = bag.stamped(pose, lambda message: pose_of(message.pose))
+        frame = messages[0].header.frame_id
         if len(frames := {message.header.frame_id for message in messages}) > 1:
             raise bag.error(f"{pose} is in several frames: {', '.join(sorted(frames))}; expected one")
-    norms = np.linalg.norm(poses[:, 3:], axis=1)
-    wrong = np.flatnonzero(~np.isfinite(poses).all(axis=1) | (np.abs(norms - 1) > 1e-2))
-    if len(wrong):
-        at = int(wrong[0])
-        raise bag.error(f"pose {at} (stamp {stamps[at] / SECOND:.3f}) is {poses[at]}; expected finite numbers and a unit quaternion")
-    finger_stamps, fingers = _fingers(bag, joints, options)
+    poses = bag.unit_poses("pose", stamps, poses)
     command = read_command(bag, options.command, options.command_frame, frame)
     gripper = read_gripper(bag, options.gripper, options.gripper_values, options.gripper_joints)
     say(f"state: position and orientation from {pose or f'TF {options.tf}'}, fingers from {joints} ({', '.join(options.gripper_joints)})")
     for role, (topic, _, _) in cameras.items():
         say(f"camera {role}: {topic}")
-    return _Streams(frame, stamps, poses[:, :3], poses[:, 3:] / norms[:, None], finger_stamps, fingers, cameras, command, gripper)
+    return _Streams(frame, stamps, poses[:, :3], poses[:, 3:], finger_stamps, fingers, cameras, command, gripper)
 
 
-def _cameras(bag: Bag, wanted: Mapping[str, str]) -> dict[str, tuple[str, Stamps, Stamps]]:
+def _cameras(bag: Bag, wanted: Mapping[str, str]) -> dict[str, str]:
+    """Topics by role."""
     topics = {role: bag.find(topic, IMAGES, f"camera {role} (--camera {role}=TOPIC)") for role, topic in wanted.items()}
+    others: dict[str, str] = {}  # of a role, what is no picture
     if not wanted:
         for topic, kind in sorted(bag.types.items()):  # raw comes before its compressed twin
-            if (match := CAMERA.search(topic)) and kind in IMAGES and bag.count(topic):
-                topics.setdefault(match["role"], topic)
+            if (match := CAMERA.search(f"/{topic}")) and bag.count(topic) and (kind in IMAGES or kind in NEEDED):
+                if kind in IMAGES and match["transport"] in ("", "/compressed"):
+                    topics.setdefault(match["role"], topic)
+                else:
+                    others.setdefault(match["role"], topic)
+    for role, topic in others.items():
+        if role not in topics:
+            bag.find(topic, IMAGES, f"camera {role} (name those that you want: --camera ROLE=TOPIC)")
     if not topics:
         raise bag.error("no camera: expected topics camera/<role>/image_raw, or --camera ROLE=TOPIC", listing=True)
-    found = {}
-    for role, topic in topics.items():
-        pairs = np.array([(stamp_of(message), received) for received, message in bag.messages(topic)], np.int64).reshape(-1, 2)
-        kept = bag.check_stamps(topic, pairs[:, 0])
-        found[role] = (topic, pairs[kept, 0], pairs[kept, 1])
-    return found
+    return topics
+
+
+def _picture_times(bag: Bag, topic: str) -> tuple[Stamps, Stamps]:
+    """Stamps, and times of reception."""
+    rows = [(bag.stamp(received, message), received, zlib.crc32(message.data)) for received, message in bag.messages(topic)]
+    stamps, received, pictures = np.array(rows, np.int64).T
+    kept = bag.check_stamps(topic, stamps, pictures)
+    bag.check_clock(topic, received[kept], stamps[kept])
+    return stamps[kept], received[kept]
 
 
 def _fingers(bag: Bag, topic: str, options: RosbagOptions) -> tuple[Stamps, Floats]:
@@ -156,11 +168,11 @@ def _fingers(bag: Bag, topic: str, options: RosbagOptions) -> tuple[Stamps, Floa
         positions = dict(zip(message.name, message.position, strict=False))
         if all(name in positions for name in names):  # others are another publisher's, with stamps of their own
             rows.append([positions[names[0]], positions[names[-1]]])
-            times.append((stamp_of(message), received))
+            times.append((bag.stamp(received, message), received))
     if not rows:
         raise bag.error(f"{topic} never has {', '.join(names)}; it has {', '.join(sorted(seen))} (--gripper-joints)")
     stamps, received_at = np.array(times, np.int64).T
-    kept = bag.check_stamps(topic, stamps)
+    kept = bag.check_stamps(topic, stamps, np.array(rows, np.float64))
     bag.set_clock(received_at[kept], stamps[kept])
     fingers = np.array(rows, np.float64)[kept] * np.array(options.gripper_scale) + np.array(options.gripper_offset)
     if not np.isfinite(fingers).all():
@@ -204,7 +216,7 @@ def _intervals(bag: Bag, streams: _Streams, options: RosbagOptions) -> Iterator[
     count = 0
     for received, message in bag.messages(topic):
         if kind == "bitvla_ros/Task":
-            time, active, words = stamp_of(message), bool(message.active), str(message.instruction)
+            time, active, words = bag.stamp(received, message), bool(message.active), str(message.instruction)
         else:
             active, words = bool(message.data), str(message.data).strip() if kind == "std_msgs/String" else ""
             time = int(bag.clock(np.array([received], np.int64))[0])
@@ -222,7 +234,10 @@ def _intervals(bag: Bag, streams: _Streams, options: RosbagOptions) -> Iterator[
 def _instruction(bag: Bag) -> str:
     """The one that the bag holds."""
     for name in ("instruction", "task"):
-        topic = bag.find(name, ("std_msgs/String", "bitvla_ros/Task"), "instruction", required=False)
+        try:
+            topic = bag.find(name, ("std_msgs/String", "bitvla_ros/Task"), "instruction", required=False)
+        except ConversionError:  # others mean other things by these names
+            continue
         if not topic:
             continue
         field = "data" if bag.types[topic] == "std_msgs/String" else "instruction"
@@ -260,18 +275,20 @@ def _episode(
     chosen = {role: latest(f"camera {role}", stamps, frames, gap) for role, (_, stamps, _) in streams.cameras.items()}
     state = np.stack([state_vector(*row) for row in zip(positions[:-1], quaternions[:-1], fingers[:-1], strict=True)])
     made, clipped = actions(streams.command, streams.gripper, times, positions, quaternions, fingers, options, say)
-    images = {role: _pictures(bag, *streams.cameras[role][::2], index, options.shorter_side) for role, index in chosen.items()}
+    images = {role: _pictures(bag, *streams.cameras[role], index, options.shorter_side) for role, index in chosen.items()}
     return Episode(instruction.strip(), images, state.astype(np.float32), made), clipped
 
 
-def _pictures(bag: Bag, topic: str, received: Stamps, index: NDArray[np.intp], shorter_side: int | None) -> NDArray[np.uint8]:
-    """uint8 [T, H, W, 3]: of each frame the picture with that number."""
+def _pictures(
+    bag: Bag, topic: str, stamps: Stamps, received: Stamps, index: NDArray[np.intp], shorter_side: int | None
+) -> NDArray[np.uint8]:
+    """uint8 [T, H, W, 3]: of each frame the picture with that number. Several may have been received at one time: their stamps differ."""
     wanted: dict[int, list[int]] = {}
     for frame, number in enumerate(index):
-        wanted.setdefault(int(received[number]), []).append(frame)
+        wanted.setdefault(int(stamps[number]), []).append(frame)
     rows: Any = None
     for time, message in bag.messages(topic, int(received[index[0]]), int(received[index[-1]]) + 1):
-        for frame in wanted.get(time, ()):
+        for frame in wanted.get(bag.stamp(time, message), ()):
             try:
                 picture = picture_of(message, shorter_side)
             except ConversionError as error:
