@@ -14,7 +14,7 @@ from .parameters import Parameter, ParameterError
 
 PARAMETERS = (
     Parameter("policy", "bitvla", "What infers: the network, the scripted expert, or a recording", choices=("bitvla", "expert", "replay")),
-    Parameter("model", "", "bitvla: a checkpoint (directory or hub id, owner/name[@revision]), or random:nano, random:3b. replay: a recording"),
+    Parameter("model", "", "bitvla: a checkpoint (directory or hub id: owner/name@revision), random:nano, random:3b. replay: a file"),
     Parameter("norm_key", "", "Which of the checkpoint's statistics to use; empty where it has only one"),
     Parameter("attention", "", "Mask of the language model, where the checkpoint does not say", choices=("", "bidirectional", "causal")),
     Parameter("chunk", 0, "Actions a forward pass, where the checkpoint does not say; 0: as it says", minimum=0, maximum=1000),
