@@ -56,8 +56,9 @@ def download(repository: Repository) -> Path:
     except Exception as error:  # of whichever library it uses for HTTP
         if _is_answer(error):
             raise _failure(repository, error) from error
-        try:
-            return Path(snapshot_download(repository.name, revision=repository.revision, local_files_only=True))
+        try:  # newer versions refuse a folder that lacks a file of these patterns; of what else is missing the reader will tell
+            cached = snapshot_download(repository.name, revision=repository.revision, local_files_only=True, allow_patterns=["config.json"])
+            return Path(cached)
         except Exception as missing:
             raise _failure(repository, error, missing) from error
     wanted = [glob.escape(name) for name in layout_of(names, repository.name).read(names)]

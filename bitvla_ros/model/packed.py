@@ -200,6 +200,16 @@ def is_packed(path: Path) -> bool:
 
 def read_packed(path: str | Path) -> PackedModel:
     """Read and check all of a packed model but what its backend computes. Raises PackedModelError."""
+    packed = open_packed(path)
+    try:
+        _check_tensors(packed)
+    except OSError as error:
+        raise _unreadable(packed.path, error) from error
+    return packed
+
+
+def open_packed(path: str | Path) -> PackedModel:
+    """Read and check all of a packed model but its tensors' values. Raises PackedModelError."""
     path = Path(path).expanduser().resolve()
     try:
         description = _read_description(path / CONFIG)
@@ -211,12 +221,15 @@ def read_packed(path: str | Path) -> PackedModel:
         shapes, layers = stored_shapes(config, description["encoding"])
         packed = PackedModel(path, description, config, tensors, layers)
         _check_layout(packed, shapes)
-        _check_tensors(packed)
     except FormatError as error:
         raise PackedModelError(f"{path / WEIGHTS} cannot be used: {error}. {_AGAIN}") from error
     except OSError as error:
-        raise PackedModelError(f"{error.filename or path} cannot be read: {error.strerror}. {_AGAIN}") from error
+        raise _unreadable(path, error) from error
     return packed
+
+
+def _unreadable(path: Path, error: OSError) -> PackedModelError:
+    return PackedModelError(f"{error.filename or path} cannot be read: {error.strerror}. {_AGAIN}")
 
 
 # --- config.json ----------------------------------------------------------------------------------------------------------
