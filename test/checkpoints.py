@@ -96,3 +96,11 @@ def write(path: Path, value: object) -> None:
 
 def edit(path: Path, **changes: object) -> None:
     write(path, json.loads(path.read_text()) | changes)
+
+
+def trainer_layout(folder: Path) -> Path:
+    """As the reference's trainer leaves it by default: config and weights in lora_adapter/, all else beside it."""
+    (folder / "lora_adapter").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).rename(folder / "lora_adapter" / name)
+    return folder

@@ -189,19 +189,3 @@ def test_a_path_that_is_no_checkpoint_is_refused(tmp_path, checkpoint):
         load_checkpoint(tmp_path / "nothing")
     with pytest.raises(CheckpointError, match="is a file: give the checkpoint's directory"):
         load_checkpoint(checkpoint / "config.json")
-
-
-def test_hub_id_is_downloaded(checkpoint, monkeypatch):
-    import huggingface_hub
-
-    asked = []
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **options: asked.append(name) or str(checkpoint))
-    assert act(load_checkpoint("owner/model")).shape == (8, 7)
-    assert asked == ["owner/model"]
-
-    def unreachable(name, **options):
-        raise OSError("no network")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
-    with pytest.raises(CheckpointError, match=r"could not be downloaded.*no network"):
-        load_checkpoint("owner/model")

@@ -6,14 +6,18 @@ import argparse
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from ..model import BitVLAConfig
 
 EXAMPLES = """\
   bitvla inspect goal-packed           a packed model: every byte of it is checked
-  bitvla inspect CHECKPOINT --json     a checkpoint's folder or Hugging Face id, as JSON"""
+  bitvla inspect CHECKPOINT --json     a checkpoint's folder or Hugging Face id, as JSON
+  bitvla inspect --remote OWNER/NAME   whether all of it would load, and how much a download is: fetches tens of MB, no weights"""
 
 # Component -> how the names of its tensors begin; the first that fits.
 COMPONENTS = {
@@ -28,21 +32,70 @@ PROVENANCE = ("source", "source_config_sha256", "seed", "package_version")  # in
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", help="folder of a packed model, or a checkpoint's folder or Hugging Face id")
+    parser.add_argument("path", help="folder of a packed model, or a checkpoint's folder or Hugging Face id (owner/name[@revision])")
+    parser.add_argument("--remote", action="store_true", help="look at a Hugging Face id without its weights, and keep nothing of it here")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from ..model.checkpoint import resolve
     from ..model.packed import is_packed
 
+    if arguments.remote:
+        return _remote(arguments.path)
     path = resolve(arguments.path)
     return {"path": arguments.path, **(_packed(path) if is_packed(path) else _checkpoint(path))}
 
 
-def _packed(path: Path) -> dict[str, Any]:
-    from ..model.packed import read_packed
+def _remote(name: str) -> dict[str, Any]:
+    """What is on the hub, and what it is made of or, under `error`, why it would not load."""
+    from ..model.checkpoint import CheckpointError
+    from ..model.hub import hub_id
+    from ..model.packed import is_packed
+    from ..model.remote import Outline, contents
 
-    packed = read_packed(path)
+    repository = hub_id(name)
+    if repository is None:
+        raise CheckpointError(f"{name} is no Hugging Face id: give owner/name or owner/name@revision")
+    found = contents(repository)
+    files = {} if found.layout is None else {file: found.sizes[file] for file in found.layout.read(found.sizes)}
+    result: dict[str, Any] = {
+        "path": name,
+        "commit": found.commit,
+        "layout": None if found.layout is None else str(found.layout),
+        "files": files,
+        "download_bytes": sum(files.values()),
+        "repository_bytes": sum(found.sizes.values()),
+        "fetched_bytes": 0,
+        "loads": False,
+    }
+    if found.layout is None:
+        return {**result, "error": found.problem}
+    with TemporaryDirectory(prefix="bitvla-inspect-") as temporary:
+        path = Path(temporary).resolve()
+        try:
+            result["fetched_bytes"] = Outline(repository, found, path).fetched
+            described = _packed(path, whole=False) if is_packed(path) else _checkpoint(path, whole=False)
+            _require_policy_files(path, described)
+        except (ValueError, OSError) as error:
+            return {**result, "error": str(error).replace(f"{path}/", "").replace(str(path), name)}
+    return {**result, **described, "loads": True}
+
+
+def _require_policy_files(path: Path, described: Mapping[str, Any]) -> None:
+    """Of a model that acts in chunks, what the policy reads beside it: the image recipe, and a tokenizer that makes its prompt."""
+    from ..policy.preprocessing import ImageRecipe
+    from ..policy.prompt import Prompt, load_tokenizer
+
+    if described["architecture"]["action_head"]:
+        ImageRecipe.from_checkpoint(path)
+        Prompt(load_tokenizer(path), image_tokens=1, cameras=1)
+
+
+def _packed(path: Path, *, whole: bool = True) -> dict[str, Any]:
+    """whole: the values are there too."""
+    from ..model.packed import open_packed, read_packed
+
+    packed = read_packed(path) if whole else open_packed(path)
     description = packed.description
     sizes = {name: entry.end - entry.begin for name, entry in packed.tensors.items()}
     return {
@@ -59,7 +112,8 @@ def _packed(path: Path) -> dict[str, Any]:
     }
 
 
-def _checkpoint(path: Path) -> dict[str, Any]:
+def _checkpoint(path: Path, *, whole: bool = True) -> dict[str, Any]:
+    """whole: the values are there too."""
     from ..model.checkpoint import hash_model, read_checkpoint, read_statistics
 
     keys = list(read_statistics(path))
@@ -72,7 +126,7 @@ def _checkpoint(path: Path) -> dict[str, Any]:
         **_bytes(sizes, _ternary(checkpoint.config)),
         "statistics": keys,
         "provenance": None,
-        "model_hash": hash_model(checkpoint.config, checkpoint.tensors),
+        "model_hash": hash_model(checkpoint.config, checkpoint.tensors) if whole else None,
     }
 
 
@@ -117,9 +171,14 @@ def show(result: dict[str, Any]) -> None:
     from rich.table import Table
 
     console = Console(highlight=False)
+    if "commit" in result:
+        _show_remote(console, result)
+    if "architecture" not in result:
+        return
     config = result["architecture"]
     vision, language = config["vision"], config["language"]
-    encoding = f", {result['encoding']}, format version {result['format_version']}; every hash fits" if result["encoding"] else ""
+    checked = "; every hash fits" if "commit" not in result else ""
+    encoding = f", {result['encoding']}, format version {result['format_version']}{checked}" if result["encoding"] else ""
     rate = f"{config['control_hz']:g} Hz" if config["control_hz"] else "a rate that is not recorded"
     actions = f"{config['chunk']} x {config['action_dim']} at {rate}, proprioception {config['proprio_dim'] or 'none'}"
     facts = {
@@ -129,7 +188,7 @@ def show(result: dict[str, Any]) -> None:
         "actions": actions if config["action_head"] else "none: a base model",
         "statistics": ", ".join(result["statistics"]) or "none",
         **{name: value for name in PROVENANCE if (value := (result["provenance"] or {}).get(name)) is not None},
-        "model hash": result["model_hash"],
+        **({} if result["model_hash"] is None else {"model hash": result["model_hash"]}),
     }
     console.print(result["path"], style="italic", markup=False)
     for name, value in facts.items():  # not a table, which would cut hashes short
@@ -143,6 +202,20 @@ def show(result: dict[str, Any]) -> None:
     table.add_section()
     table.add_row("total", *_cells(result["total"]))
     console.print(table)
+
+
+def _show_remote(console: Console, result: Mapping[str, Any]) -> None:
+    facts = {
+        "commit": result["commit"],
+        "layout": result["layout"] or "none that is known",
+        "to be downloaded": f"{_megabytes(result['download_bytes']) or 'nothing'} of {_megabytes(result['repository_bytes'])}",
+        "fetched for this": _megabytes(result["fetched_bytes"]) or "nothing",
+        "would load": "yes, by names, shapes and dtypes; the values were not looked at" if result["loads"] else "no",
+    }
+    for name, value in facts.items():
+        console.print(f"{name:<21} {value}", soft_wrap=True, markup=False)
+    for name, size in result["files"].items():
+        console.print(f"  {size:>15,} {name}", soft_wrap=True, markup=False)
 
 
 def _layers(part: Mapping[str, Any]) -> str:

@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--control-hz", type=POSITIVE, help="rate of its dataset, where it does not say (LIBERO: 20)")
     parser.add_argument("--norm-key", help="which of the checkpoint's statistics to keep, where it has several")
+    parser.add_argument("--no-proprio", action="store_true", help="it was fine-tuned without proprioception, where it does not say")
     parser.add_argument("--chunk", type=COUNT, help="actions a forward pass, where it does not say (default: 8)")
     parser.add_argument("--attention", choices=("bidirectional", "causal"), help="where it does not say (default: bidirectional)")
 
@@ -44,6 +45,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             chunk=arguments.chunk,
             control_hz=arguments.control_hz,
             norm_key=arguments.norm_key,
+            use_proprio=False if arguments.no_proprio else None,
             progress=lambda name, done, total: bar.update(task, completed=done, total=total, visible=True),
         )
     files = list(Path(arguments.out).expanduser().iterdir())

@@ -37,7 +37,7 @@ class Kernels(NamedTuple):
 
 def needs(model: str, **options: Any) -> Needs:
     """Of a packed model (every byte is checked), a checkpoint, a Hugging Face id, or random:PRESET. options: attention, chunk, control_hz,
-    norm_key, as `model.load` takes them. Raises what reading it raises, and Contradiction."""
+    norm_key, use_proprio, as `model.load` takes them. Raises what reading it raises, and Contradiction."""
     from ..model.checkpoint import read_checkpoint, resolve
     from ..model.packed import is_packed, read_packed, require_agreement
 

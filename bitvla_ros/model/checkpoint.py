@@ -1,36 +1,39 @@
 """Reading checkpoints in the layout of the BitVLA repository; saving.py writes them.
 
 A checkpoint is a directory: config.json, model.safetensors (or shards with an index), tokenizer.json; a fine-tuned one also has
-action_head--*_checkpoint.pt, proprio_projector--*_checkpoint.pt and dataset_statistics.json. Everything is checked before a
-model is made of it. Weights that need no other dtype stay memory-mapped: replace a checkpoint by renaming, not by overwriting.
+action_head--*_checkpoint.pt, proprio_projector--*_checkpoint.pt and dataset_statistics.json. Config and weights may lie in lora_adapter/
+(layout.py). Everything is checked before a model is made of it. Weights that need no other dtype stay memory-mapped: replace a checkpoint
+by renaming, not by overwriting.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import pickle
 import re
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..stated import Contradiction, agreed
 from .bitvla import BitVLA
+from .checkpoint_files import read_config, read_head, read_json, read_weights, some
 from .config import BitVLAConfig, LanguageConfig, VisionConfig
+from .hub import download, hub_id
+from .layout import MERGE, local_layout
+from .layout import CheckpointError as CheckpointError
+from .safetensors_file import Entry, map_file
 from .shipped import SHIPPED, shipped
 from .tokenizer import DOCUMENTED_IDS, END_OF_TEXT, IMAGE_PAD, PROPRIO_PAD
 
 MODEL_TYPES = ("bitvla", "openvla", "llava")
 DTYPES = (torch.float32, torch.bfloat16)
 EMBEDDING = "language.embed_tokens.weight"
-DOWNLOADED = ["*.json", "*.jinja", "*.safetensors", "*_checkpoint.pt"]
 
 # (prefix in the checkpoint, prefix in BitVLA); heads have files of their own
 PREFIXES = (
@@ -44,17 +47,25 @@ PREFIXES = (
 )
 PART = 1 << 22  # elements of a tensor that are looked at together
 UNUSED = "language_model.lm_head."  # actions are regressed from hidden states, never read off the vocabulary
-
-
-class CheckpointError(ValueError):
-    """A checkpoint cannot be used. The message says what is wrong, what was expected and what to do."""
+# What tensors that do not belong to a BitVLA are, by their names.
+KNOWN_NAMES = (
+    (r"^base_model\.|\.lora_[AB]\.", f"the tensors of a LoRA adapter that is not merged: {MERGE}"),
+    (
+        r"^model\.(language_model|vision_tower|multi_modal_projector)\.|^vision_tower\.(encoder|embeddings)\.|^lm_head\.",
+        "the tensor names of a newer transformers than the reference's: save it again with transformers 4.51, which names them "
+        "language_model.model.layers.… and vision_tower.vision_model.encoder.layers.…",
+    ),
+    (r"^action_head\.noise_predictor\.", "a diffusion head: only the L1 regression head is supported (fine-tune with bitvla train)"),
+    (r"film|^vision.*\.(scale|shift)\.(weight|bias)$", "FiLM layers in its vision tower: only towers without FiLM are supported"),
+    (r"\.weight_scale$", "weights that are packed already by BitNet's tools: take the repository with the bf16 master weights"),
+)
 
 
 class Checkpoint(NamedTuple):
     """A directory that describes a BitVLA and has all its tensors, in the right shapes.
 
     tensors: by their names in BitVLA, as they are stored, memory-mapped; their values have not been looked at.
-    norm_stats, norm_key, cameras: as in BitVLA.
+    norm_stats, norm_key, cameras: as in BitVLA. places: where the tensors of safetensors files are.
     """
 
     path: Path
@@ -63,6 +74,7 @@ class Checkpoint(NamedTuple):
     norm_stats: dict[str, Any] | None
     norm_key: str | None
     cameras: tuple[str, ...] | None
+    places: Mapping[str, tuple[Path, Entry]] = MappingProxyType({})
 
 
 def load_checkpoint(
@@ -74,31 +86,72 @@ def load_checkpoint(
     chunk: int | None = None,
     control_hz: float | None = None,
     norm_key: str | None = None,
+    use_proprio: bool | None = None,
 ) -> BitVLA:
-    """A model with the weights of a directory, or of a Hugging Face repository, which is downloaded first.
+    """A model with the weights of a directory, or of a Hugging Face repository, which is downloaded first (owner/name, or
+    owner/name@revision: a branch, a tag or a commit).
 
     dtype: float32 or bfloat16, of weights and arithmetic; the embedding table keeps the dtype it is stored in.
     activation_bits: 8, or None to switch activation quantization off. What config.json states holds; where it does not, these do:
     attention: "bidirectional" or "causal", by default bidirectional, as the released code. chunk: actions a forward pass, by default
     8. control_hz: rate the actions are meant for, by default unknown. norm_key: which of the dataset statistics; may be left out where
-    there is one, and may lack its suffix `_no_noops`.
+    there is one, and may lack its suffix `_no_noops`. use_proprio: False for a checkpoint that was fine-tuned without proprioception, as
+    the statistics of its dataset have some all the same.
 
     A base checkpoint has no action head: it loads, for training, and cannot predict. Raises CheckpointError, and Contradiction for an
     option that says something else than config.json.
     """
     require_dtype(dtype)
-    path = resolve(path_or_hub_id)
-    _, config, tensors, norm_stats, chosen_key, cameras = read_checkpoint(
-        path, activation_bits=activation_bits, attention=attention, chunk=chunk, control_hz=control_hz, norm_key=norm_key
+    checkpoint = read_checkpoint(
+        resolve(path_or_hub_id),
+        activation_bits=activation_bits,
+        attention=attention,
+        chunk=chunk,
+        control_hz=control_hz,
+        norm_key=norm_key,
+        use_proprio=use_proprio,
     )
-    for name, tensor in tensors.items():
-        require_finite(path, name, tensor)
-    with torch.device("meta"):
-        model = BitVLA(config)
-    model.model_hash = hash_model(config, tensors)
-    model.load_state_dict({name: cast(name, tensor, dtype) for name, tensor in tensors.items()}, assign=True)
-    model.path, model.norm_stats, model.norm_key, model.cameras = path, norm_stats, chosen_key, cameras
+    weights, reading = {}, Reading(checkpoint)
+    for name, tensor in reading:
+        converted = cast(name, tensor, dtype)
+        weights[name] = checkpoint.tensors[name] if converted is tensor else converted
+    model = describe(checkpoint, reading.model_hash)
+    model.load_state_dict(weights, assign=True)
     return model.eval()
+
+
+class Reading:
+    """Every tensor of a checkpoint once, by its name, in the order of names: as it is stored, found to be finite, and hashed.
+
+    Each lies in memory of its own, mapped from its file, so that what was read of it leaves memory with it. model_hash: of all that was
+    given. Raises CheckpointError.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+        self._digest = hashlib.sha256(json.dumps(asdict(checkpoint.config), sort_keys=True).encode())
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        path, places = self._checkpoint.path, self._checkpoint.places
+        for name in sorted(self._checkpoint.tensors):
+            file, entry = places.get(name, (None, None))
+            tensor = self._checkpoint.tensors[name] if file is None or entry is None else map_file(file, {name: entry})[name]
+            require_finite(path, name, tensor)
+            _update(self._digest, name, tensor)
+            yield name, tensor
+
+    @property
+    def model_hash(self) -> str:
+        return self._digest.hexdigest()
+
+
+def describe(checkpoint: Checkpoint, model_hash: str) -> BitVLA:
+    """A model without weights that is in all else the checkpoint's."""
+    with torch.device("meta"):
+        model = BitVLA(checkpoint.config)
+    model.path, model.cameras, model.model_hash = checkpoint.path, checkpoint.cameras, model_hash
+    model.norm_stats, model.norm_key = checkpoint.norm_stats, checkpoint.norm_key
+    return model
 
 
 def read_checkpoint(
@@ -109,12 +162,18 @@ def read_checkpoint(
     chunk: int | None = None,
     control_hz: float | None = None,
     norm_key: str | None = None,
+    use_proprio: bool | None = None,
 ) -> Checkpoint:
     """What `load_checkpoint` makes a model of, without converting or even reading a weight. path: a directory, see `resolve`."""
-    raw = _read_json(path / "config.json")
-    tensors = _read_safetensors(path)
-    tensors |= _read_head(path, "action_head") | _read_head(path, "proprio_projector")
+    files = local_layout(path)
+    raw = read_config(path)
+    places, tensors = read_weights(path, files)
+    for stem, file in files.heads.items():
+        tensors |= read_head(path / file, stem)
     tensors = {_rename(name): tensor for name, tensor in tensors.items() if not name.startswith(UNUSED)}
+    for pattern, meaning in KNOWN_NAMES:
+        if any(map(re.compile(pattern).search, tensors)):
+            raise CheckpointError(f"{path} has {meaning}")
 
     try:
         config = _parse_config(raw, path, tensors, activation_bits, attention, chunk, control_hz)
@@ -123,11 +182,12 @@ def read_checkpoint(
         raise
     except (KeyError, TypeError, ValueError) as error:
         problem = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
-        raise CheckpointError(f"{path / 'config.json'} does not describe a BitVLA: {problem}") from error
+        raise CheckpointError(f"{path / files.config} does not describe a BitVLA: {problem}") from error
     norm_stats, chosen_key = _choose_statistics(path, read_statistics(path), config, norm_key)
+    _require_proprio(path, config, norm_stats, agreed("use_proprio", use_proprio, raw.get("use_proprio"), path / files.config))
     with torch.device("meta"):
         _check_tensors(path, tensors, BitVLA(config).state_dict())
-    return Checkpoint(path, config, tensors, norm_stats, chosen_key, cameras)
+    return Checkpoint(path, config, tensors, norm_stats, chosen_key, cameras, {_rename(name): place for name, place in places.items()})
 
 
 def require_dtype(dtype: torch.dtype) -> None:
@@ -139,7 +199,7 @@ def require_dtype(dtype: torch.dtype) -> None:
 
 
 def resolve(path_or_hub_id: str | Path) -> Path:
-    """The directory that is meant: of a shipped model by its name, or given; a Hugging Face repository is downloaded.
+    """The directory that is meant: of a shipped model by its name, or given; a Hugging Face repository is downloaded, what of it is read.
     Raises CheckpointError, and ShippedModelError."""
     if str(path_or_hub_id) in SHIPPED:
         return shipped(str(path_or_hub_id))
@@ -148,77 +208,10 @@ def resolve(path_or_hub_id: str | Path) -> Path:
         return path.resolve()
     if path.exists():
         raise CheckpointError(f"{path} is a file: give the checkpoint's directory, the one that holds config.json")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path_or_hub_id)) or str(path_or_hub_id).startswith("."):
+    repository = hub_id(str(path_or_hub_id))
+    if repository is None:
         raise CheckpointError(f"there is no directory {path}: give a checkpoint's directory or a Hugging Face id (owner/name)")
-    try:
-        from huggingface_hub import snapshot_download
-
-        return Path(snapshot_download(str(path_or_hub_id), allow_patterns=DOWNLOADED))
-    except ImportError as error:
-        raise CheckpointError(f"downloading {path_or_hub_id} needs huggingface_hub: pip install huggingface_hub") from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"there is no directory {path_or_hub_id}, and it could not be downloaded from Hugging Face: {error}. "
-            "Check the name and the network, or download it elsewhere and give its directory"
-        ) from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is missing: the directory is not a checkpoint, or its download is incomplete") from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}. Download the file again") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds a {type(value).__name__}, not an object. Download the file again")
-    return value
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Every tensor by its name, memory-mapped."""
-    index = path / "model.safetensors.index.json"
-    listed: dict[str, str] | None = None
-    if index.exists():
-        listed = _read_json(index).get("weight_map")
-        if not isinstance(listed, dict) or not listed:
-            raise CheckpointError(f"{index} has no weight_map. Download the file again")
-        files = sorted(set(listed.values()))
-    else:
-        files = ["model.safetensors"]
-
-    tensors: dict[str, Tensor] = {}
-    for name in files:
-        if not (path / name).is_file():
-            raise CheckpointError(f"{path / name} is missing. Download it, or check that this is the checkpoint's directory")
-        try:
-            with safe_open(path / name, framework="pt") as file:
-                for key in file.keys():  # noqa: SIM118 (not a dict)
-                    tensors[key.removeprefix("module.")] = file.get_tensor(key)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path / name} is damaged or truncated ({error}). Download it again") from error
-    missing = sorted({key.removeprefix("module.") for key in listed} - tensors.keys()) if listed else []
-    if missing:
-        raise CheckpointError(f"{index} lists tensors that its shards lack: {_some(missing)}. Download the shards again")
-    return tensors
-
-
-def _read_head(path: Path, stem: str) -> dict[str, Tensor]:
-    """One of the two .pt files, its names prefixed by `stem`; nothing if there is none."""
-    found = sorted(file for file in path.iterdir() if stem in file.name and "checkpoint" in file.name and file.is_file())
-    if not found:
-        return {}
-    if len(found) > 1:
-        names = ", ".join(file.name for file in found)
-        raise CheckpointError(f"{path} has {len(found)} files for the {stem}: {names}. Keep the one that belongs to the weights")
-    try:
-        # every torch since 1.6 saves in a zip archive, which can be memory-mapped
-        state = torch.load(found[0], map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(found[0]))
-    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{found[0]} is damaged, or holds more than tensors ({error}). Download it again") from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointError(f"{found[0]} does not hold a state dict: expected parameter names with tensors")
-    return {f"{stem}.{key.removeprefix('module.')}": value for key, value in state.items()}
+    return download(repository)
 
 
 def _rename(name: str) -> str:
@@ -266,12 +259,12 @@ def _parse_config(
     head_out, proprio_in = tensors.get("action_head.fc2.weight"), tensors.get("proprio_projector.fc1.weight")
     if head_out is None and proprio_in is not None:
         raise CheckpointError(f"{path} has a proprio projector and no action head: its action_head--*_checkpoint.pt is missing")
-    file = path / "config.json"
+    file = path / local_layout(path).config
     chunk = agreed("chunk", chunk, raw.get("chunk"), file)
     attention = agreed("attention", attention, raw.get("attention"), file)
     return BitVLAConfig(
         vision=VisionConfig(**_known(VisionConfig, vision), ternary=vision_bits == (1, 8)),
-        language=LanguageConfig(**_known(LanguageConfig, text), ternary=text_bits == (1, 8)),
+        language=LanguageConfig(**_known(LanguageConfig, text | _rotation(text)), ternary=text_bits == (1, 8)),
         image_token_id=ids[IMAGE_PAD],
         proprio_token_id=ids[PROPRIO_PAD],
         stop_token_id=ids[END_OF_TEXT],
@@ -283,6 +276,16 @@ def _parse_config(
         activation_bits=activation_bits,
         control_hz=agreed("control_hz", control_hz, raw.get("control_hz"), file),
     )
+
+
+def _rotation(text: Mapping[str, Any]) -> dict[str, Any]:
+    """rope_theta where newer versions of transformers write it. Raises ValueError for a rotary embedding of another kind."""
+    stated = text.get("rope_parameters") or {}
+    kinds = {part.get(key, "default") for part in (stated, text.get("rope_scaling") or {}) for key in ("rope_type", "type")}
+    if kinds != {"default"}:
+        raise ValueError(f"the rotary embedding is of the kind {', '.join(sorted(kinds - {'default'}))}: expected the plain one")
+    theta = agreed("rope_theta", text.get("rope_theta"), stated.get("rope_theta"), "its rope_parameters")
+    return {} if theta is None else {"rope_theta": theta}
 
 
 def stated_cameras(raw: Mapping[str, Any]) -> tuple[str, ...] | None:
@@ -302,7 +305,7 @@ def _known(kind: type, raw: dict[str, Any]) -> dict[str, Any]:
 
 def _special_ids(path: Path, vocab_size: int) -> dict[str, int]:
     """Ids by the text of the token; the documented id where the tokenizer (of a base checkpoint) does not have it yet."""
-    tokenizer = _read_json(path / "tokenizer.json")
+    tokenizer = read_json(path / "tokenizer.json")
     try:
         by_text = dict(tokenizer["model"]["vocab"]) if isinstance(tokenizer["model"]["vocab"], dict) else {}
         by_text |= {token["content"]: token["id"] for token in tokenizer.get("added_tokens", ())}
@@ -324,7 +327,7 @@ def _special_ids(path: Path, vocab_size: int) -> dict[str, int]:
 def read_statistics(path: Path) -> dict[str, Any]:
     """The statistics of all datasets by their keys; empty where a checkpoint has none."""
     file = path / "dataset_statistics.json"
-    return _read_json(file) if file.exists() else _read_json(path / "config.json").get("norm_stats") or {}
+    return read_json(file) if file.exists() else read_config(path).get("norm_stats") or {}
 
 
 def _choose_statistics(
@@ -356,14 +359,28 @@ def _choose_statistics(
     return {"action": chosen["action"], "proprio": chosen.get("proprio")}, norm_key
 
 
+def _require_proprio(path: Path, config: BitVLAConfig, statistics: Mapping[str, Any] | None, stated: bool | None) -> None:
+    """stated: whether the checkpoint uses proprioception; None where neither its config.json nor the caller says."""
+    if not config.action_head:
+        return
+    if config.proprio_dim is not None:
+        agreed("use_proprio", stated, True, f"{path} has a proprio projector, which")
+    elif stated or (stated is None and statistics is not None and statistics["proprio"]):
+        raise CheckpointError(
+            f"{path} has no proprio_projector--*_checkpoint.pt, and {'its config.json' if stated else 'the state in its statistics'} asks "
+            "for one: download it; or, if the checkpoint was fine-tuned without proprioception, say so with "
+            '`bitvla pack --no-proprio`, the parameter use_proprio of the policy node, or "use_proprio": false in its config.json'
+        )
+
+
 # --- tensors --------------------------------------------------------------------------------------------------------------
 
 
 def _check_tensors(path: Path, tensors: dict[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     missing, unexpected = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
     if missing or unexpected:
-        problems = [f"lacks {_some(missing)}"] if missing else []
-        problems += [f"has {_some(unexpected)}, which its config.json does not call for"] if unexpected else []
+        problems = [f"lacks {some(missing)}"] if missing else []
+        problems += [f"has {some(unexpected)}, which its config.json does not call for"] if unexpected else []
         raise CheckpointError(f"{path} {' and '.join(problems)}. Check that config.json and the weights belong together")
     for name, tensor in tensors.items():
         if tensor.shape != expected[name].shape:
@@ -392,10 +409,10 @@ def hash_model(config: BitVLAConfig, tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 of the configuration and of every tensor as it is stored, hex."""
     digest = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())  # type: ignore[arg-type]
+        _update(digest, name, tensor)
     return digest.hexdigest()
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+def _update(digest: hashlib._Hash, name: str, tensor: Tensor) -> None:
+    digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+    digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())  # type: ignore[arg-type]

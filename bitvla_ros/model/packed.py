@@ -21,11 +21,11 @@ from torch import Tensor
 
 from ..stated import agreed
 from ..ternary.backends import choose
-from ..ternary.pack import PackedWeight, base3_size, has_invalid_codes, packed_shape, unpack, unpack_base3
+from ..ternary.pack import PackedWeight, base3_size, has_invalid_codes, pack_weight, packed_shape, unpack, unpack_base3
 from ..ternary.quantize import QuantizedActivation
 from ..ternary.reference import integer_matmul
 from .bitvla import BitVLA
-from .checkpoint import cast, load_checkpoint, require_dtype, resolve, stated_cameras
+from .checkpoint import Checkpoint, Reading, cast, describe, load_checkpoint, read_checkpoint, require_dtype, resolve, stated_cameras
 from .config import BitVLAConfig, LanguageConfig, VisionConfig
 from .safetensors_file import ALIGNMENT, Entry, FormatError, map_file, read_header
 
@@ -82,8 +82,10 @@ def load(
     chunk: int | None = None,
     control_hz: float | None = None,
     norm_key: str | None = None,
+    use_proprio: bool | None = None,
 ) -> BitVLA:
-    """A model that is ready to predict on `device`, from a packed model or from a checkpoint, which is packed in memory.
+    """A model that is ready to predict on `device`, from a packed model or from a checkpoint, which is packed in memory. A checkpoint's
+    master weights are read one by one: at the peak memory holds the packed model and one tensor.
 
     backend: of ternary.backends.choose. dtype: of all that is not ternary; by default `default_dtype`. The other options are
     `load_checkpoint`'s; a packed model states them all. With activation_bits None the model computes in floats, without a backend.
@@ -94,21 +96,46 @@ def load(
         model = load_packed(path, device, backend, dtype)
         agreed("activation_bits", activation_bits or 0, model.config.activation_bits or 0, path / CONFIG)
         require_agreement(
-            path / CONFIG, model.config, model.norm_key, attention=attention, chunk=chunk, control_hz=control_hz, norm_key=norm_key
+            path / CONFIG,
+            model.config,
+            model.norm_key,
+            attention=attention,
+            chunk=chunk,
+            control_hz=control_hz,
+            norm_key=norm_key,
+            use_proprio=use_proprio,
         )
         return model
     if activation_bits is not None:
         choose(backend, device)  # a backend that cannot work is said before minutes of loading
-    model = load_checkpoint(
-        path,
-        dtype=dtype,
-        activation_bits=activation_bits,
-        attention=attention,
-        chunk=chunk,
-        control_hz=control_hz,
-        norm_key=norm_key,
-    )
-    return model.to(device) if activation_bits is None else model.pack(backend, device)
+    stated: dict[str, Any] = {
+        "attention": attention,
+        "chunk": chunk,
+        "control_hz": control_hz,
+        "norm_key": norm_key,
+        "use_proprio": use_proprio,
+    }
+    if activation_bits is None:
+        return load_checkpoint(path, dtype=dtype, activation_bits=None, **stated).to(device)
+    return _pack_in_memory(read_checkpoint(path, **stated), device, backend, dtype)
+
+
+def _pack_in_memory(checkpoint: Checkpoint, device: torch.device | str, backend: str, dtype: torch.dtype) -> BitVLA:
+    """One master weight after the other, so that never more than one of them is in memory."""
+    require_dtype(dtype)
+    with torch.device("meta"):
+        layers = BitVLA(checkpoint.config).ternary_layers().keys()
+    rest, packed, reading = {}, {}, Reading(checkpoint)
+    for name, tensor in reading:
+        layer = name.removesuffix(".weight")
+        if layer in layers:
+            packed[layer] = pack_weight(tensor)
+        else:
+            converted = cast(name, tensor, dtype)
+            rest[name] = checkpoint.tensors[name] if converted is tensor else converted
+    model = describe(checkpoint, reading.model_hash)
+    model.load_state_dict(rest, strict=False, assign=True)
+    return model.set_packed(packed, backend, device)
 
 
 def require_agreement(
@@ -120,12 +147,14 @@ def require_agreement(
     chunk: int | None = None,
     control_hz: float | None = None,
     norm_key: str | None = None,
+    use_proprio: bool | None = None,
 ) -> None:
     """Options for a model that states them all: a packed one, or a preset. where: what states them. stated_key: of its statistics;
     norm_key may lack its suffix `_no_noops`. Raises Contradiction."""
     agreed("attention", attention, config.attention, where)
     agreed("chunk", chunk, config.chunk, where)
     agreed("control_hz", control_hz, config.control_hz, where)
+    agreed("use_proprio", use_proprio, config.proprio_dim is not None, where)
     agreed("norm_key", stated_key if f"{norm_key}_no_noops" == stated_key else norm_key, stated_key or "", where)
 
 
@@ -171,6 +200,16 @@ def is_packed(path: Path) -> bool:
 
 def read_packed(path: str | Path) -> PackedModel:
     """Read and check all of a packed model but what its backend computes. Raises PackedModelError."""
+    packed = open_packed(path)
+    try:
+        _check_tensors(packed)
+    except OSError as error:
+        raise _unreadable(packed.path, error) from error
+    return packed
+
+
+def open_packed(path: str | Path) -> PackedModel:
+    """Read and check all of a packed model but its tensors' values. Raises PackedModelError."""
     path = Path(path).expanduser().resolve()
     try:
         description = _read_description(path / CONFIG)
@@ -182,12 +221,15 @@ def read_packed(path: str | Path) -> PackedModel:
         shapes, layers = stored_shapes(config, description["encoding"])
         packed = PackedModel(path, description, config, tensors, layers)
         _check_layout(packed, shapes)
-        _check_tensors(packed)
     except FormatError as error:
         raise PackedModelError(f"{path / WEIGHTS} cannot be used: {error}. {_AGAIN}") from error
     except OSError as error:
-        raise PackedModelError(f"{error.filename or path} cannot be read: {error.strerror}. {_AGAIN}") from error
+        raise _unreadable(path, error) from error
     return packed
+
+
+def _unreadable(path: Path, error: OSError) -> PackedModelError:
+    return PackedModelError(f"{error.filename or path} cannot be read: {error.strerror}. {_AGAIN}")
 
 
 # --- config.json ----------------------------------------------------------------------------------------------------------

@@ -18,8 +18,11 @@ from torch import Tensor
 
 from ..ternary.pack import pack_base3, pack_weight
 from .bitvla import BitVLA
-from .checkpoint import CheckpointError, read_checkpoint, require_finite, resolve
+from .checkpoint import CheckpointError, Reading, read_checkpoint, resolve
+from .checkpoint_files import require_content
 from .config import BitVLAConfig, preset
+from .hub import commit_of
+from .layout import local_layout
 from .packed import (
     COMPANIONS,
     CONFIG,
@@ -63,6 +66,7 @@ def pack_model(
     chunk: int | None = None,
     control_hz: float | None = None,
     norm_key: str | None = None,
+    use_proprio: bool | None = None,
     progress: Progress = lambda name, done, total: None,
 ) -> dict[str, Any]:
     """Write a packed model to the new directory `out`, whole or not at all; returns its config.json.
@@ -77,12 +81,18 @@ def pack_model(
         raise PackedModelError(f"encoding {encoding!r} is unknown: choose {' or '.join(ENCODINGS)}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise PackedModelError(f"{out} exists already: give the name of a new directory, or remove that one first")
+    stated: dict[str, Any] = {
+        "attention": attention,
+        "chunk": chunk,
+        "control_hz": None if control_hz is None else float(control_hz),
+        "norm_key": norm_key,
+        "use_proprio": use_proprio,
+    }
     if str(source).startswith(RANDOM):
         opened = _from_preset(str(source).removeprefix(RANDOM))
-        options = {"attention": attention, "chunk": chunk, "control_hz": control_hz, "norm_key": norm_key}
-        require_agreement(source, opened.config, opened.norm_key, **options)  # type: ignore[arg-type]
+        require_agreement(source, opened.config, opened.norm_key, **stated)
     else:
-        opened = _from_checkpoint(source, attention, chunk, control_hz, norm_key)
+        opened = _from_checkpoint(source, stated)
 
     size = 0
     try:
@@ -151,12 +161,9 @@ def _describe(source: _Source, encoding: str, header_hash: str, hashes: dict[str
 # --- what is packed -------------------------------------------------------------------------------------------------------
 
 
-def _from_checkpoint(
-    source: str | Path, attention: str | None, chunk: int | None, control_hz: float | None, norm_key: str | None
-) -> _Source:
+def _from_checkpoint(source: str | Path, stated: dict[str, Any]) -> _Source:
     path = resolve(source)
-    control_hz = None if control_hz is None else float(control_hz)
-    checkpoint = read_checkpoint(path, attention=attention, chunk=chunk, control_hz=control_hz, norm_key=norm_key)
+    checkpoint = read_checkpoint(path, **stated)
     config = checkpoint.config
     if config.action_head and config.control_hz is None:
         raise PackedModelError(
@@ -171,18 +178,18 @@ def _from_checkpoint(
         name, dtype = next(iter(odd.items()))
         raise CheckpointError(f"{name} in {path} is {dtype}: expected one of {', '.join(map(str, DTYPES.values()))}")
 
-    def tensors() -> Iterator[tuple[str, list[Tensor]]]:
-        for name in sorted(checkpoint.tensors):
-            require_finite(path, name, checkpoint.tensors[name])
-            yield name, [checkpoint.tensors[name]]
-
     provenance = {
         "source": path.name if Path(source).expanduser().is_dir() else str(source),
-        "source_config_sha256": hashlib.sha256((path / CONFIG).read_bytes()).hexdigest(),
+        **({} if (commit := commit_of(path)) is None else {"revision": commit}),
+        "source_config_sha256": hashlib.sha256((path / local_layout(path).config).read_bytes()).hexdigest(),
         "package_version": _package_version(),
     }
+    for name in COMPANIONS:
+        if (path / name).is_file():
+            require_content(path / name)
     companions = {name: (path / name).read_bytes() for name in COMPANIONS if (path / name).is_file()}
-    return _Source(config, checkpoint.norm_stats, checkpoint.norm_key, checkpoint.cameras, provenance, companions, dtypes, tensors())
+    tensors = ((name, [tensor]) for name, tensor in Reading(checkpoint))
+    return _Source(config, checkpoint.norm_stats, checkpoint.norm_key, checkpoint.cameras, provenance, companions, dtypes, tensors)
 
 
 def _from_preset(name: str) -> _Source:

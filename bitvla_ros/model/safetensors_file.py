@@ -19,6 +19,16 @@ import torch
 from torch import Tensor
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "U8": torch.uint8}
+# What others' files may have too, to be read, never written.
+FOREIGN = {
+    "BOOL": torch.bool,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
 ALIGNMENT = 64  # of the data: a cache line, and the widest vector
 MAX_HEADER = 100_000_000  # bytes, the format's own limit
 
@@ -110,9 +120,14 @@ def read_header(path: Path) -> tuple[str, dict[str, Entry]]:
 
 
 def map_file(path: Path, entries: Mapping[str, Entry]) -> dict[str, Tensor]:
-    """Every tensor, memory-mapped: read from the file where it is touched."""
+    """Every tensor, memory-mapped: read from the file where it is touched. One that is not aligned in the file is a copy."""
     memory = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
-    return {name: memory[entry.begin : entry.end].view(entry.dtype).view(entry.shape) for name, entry in entries.items()}
+
+    def tensor(entry: Entry) -> Tensor:
+        stored = memory[entry.begin : entry.end]
+        return (stored.clone() if entry.begin % entry.dtype.itemsize else stored).view(entry.dtype).view(entry.shape)
+
+    return {name: tensor(entry) for name, entry in entries.items()}
 
 
 def _layout(specs: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], metadata: Mapping[str, str] | None) -> tuple[bytes, dict[str, Entry]]:
@@ -139,8 +154,9 @@ def _entry(start: int, dtype: str, shape: list[int], data_offsets: list[int]) ->
     begin, end = data_offsets
     if not all(isinstance(number, int) and number >= 0 for number in (*shape, begin, end)):
         raise ValueError(f"a tensor with shape {shape} at {data_offsets}")
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype {dtype} is not one of {', '.join(DTYPES)}")
-    if end - begin != DTYPES[dtype].itemsize * math.prod(shape):
+    known = DTYPES | FOREIGN
+    if dtype not in known:
+        raise ValueError(f"dtype {dtype} is not one of {', '.join(known)}")
+    if end - begin != known[dtype].itemsize * math.prod(shape):
         raise ValueError(f"{end - begin} bytes for {dtype} {shape}")
-    return Entry(DTYPES[dtype], tuple(shape), start + begin, start + end)
+    return Entry(known[dtype], tuple(shape), start + begin, start + end)

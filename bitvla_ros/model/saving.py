@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from .bitvla import BitVLA
 from .checkpoint import EMBEDDING, PREFIXES, CheckpointError
+from .checkpoint_files import read_config, stored_tensors
 from .config import BitVLAConfig
+from .layout import HEADS
 from .safetensors_file import SafetensorsWriter
 
-HEADS = ("action_head", "proprio_projector")
 LM_HEAD = "language_model.lm_head.weight"
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
 OTHERS = ("preprocessor_config.json", "processor_config.json", "generation_config.json")
@@ -111,14 +111,8 @@ def _write_weights(model: BitVLA, weights: Mapping[str, Tensor], folder: Path, s
 
 def _lm_head(model: BitVLA, embedding: Tensor) -> Tensor:
     """Actions do not need it; the reference's loader expects it."""
-    file = None if model.path is None else model.path / "model.safetensors"
-    if file is not None and file.is_file():
-        with safe_open(file, framework="pt") as stored:
-            name = next((key for key in (LM_HEAD, f"module.{LM_HEAD}") if key in stored.keys()), None)  # noqa: SIM118 (not a dict)
-            if name is not None and tuple(stored.get_slice(name).get_shape()) == tuple(embedding.shape):
-                tensor: Tensor = stored.get_tensor(name)
-                return tensor
-    return embedding
+    stored = None if model.path is None else stored_tensors(model.path).get(LM_HEAD)
+    return embedding if stored is None or stored.shape != embedding.shape else stored
 
 
 # --- descriptions ---------------------------------------------------------------------------------------------------------
@@ -140,7 +134,7 @@ def _write_descriptions(model: BitVLA, folder: Path, source: Path | None, camera
     taken = [] if source is None else [name for name in TOKENIZER + OTHERS if (source / name).is_file()]
     for name in taken:
         shutil.copyfile(source / name, folder / name)  # type: ignore[operator]
-    raw = {} if source is None else json.loads((source / "config.json").read_text(encoding="utf-8"))
+    raw = {} if source is None else read_config(source)
     special = _special_ids(folder, model.config)
     stated = {} if cameras is None else {"cameras": list(cameras)}
     _write_json(folder / "config.json", {**_config(model.config, raw, special, dtype), **stated})
@@ -226,6 +220,7 @@ def _config(config: BitVLAConfig, raw: dict[str, Any], special: dict[str, int], 
         "attention": config.attention,
         "chunk": config.chunk,
         **({} if config.control_hz is None else {"control_hz": config.control_hz}),
+        **({"use_proprio": config.proprio_dim is not None} if config.action_head else {}),
     }
 
 

@@ -127,6 +127,7 @@ def _model(name: str, expected: Expected) -> tuple[Model | None, str]:
     if not name or expected.policy["policy"] != "bitvla":
         return None, ""
     given = {option: expected.policy[option] or None for option in ("norm_key", "attention", "chunk")}
+    given["use_proprio"] = None if expected.policy["use_proprio"] else False
     try:
         found = needs(name, **given)
         agreed("cameras", tuple(filter(None, expected.policy["cameras"])) or None, found.cameras, name)
