@@ -13,7 +13,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,9 +22,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..stated import Contradiction, agreed
+from .autoregressive import AutoregressiveBitVLA, network
 from .bitvla import BitVLA
-from .config import BitVLAConfig, LanguageConfig, VisionConfig
+from .config import BitVLAConfig, DiscreteActions, LanguageConfig, VisionConfig, described
+from .discrete import discrete_actions, token_head
 from .shipped import SHIPPED, shipped
+from .token_additions import converted, following_ids
 from .tokenizer import DOCUMENTED_IDS, END_OF_TEXT, IMAGE_PAD, PROPRIO_PAD
 
 MODEL_TYPES = ("bitvla", "openvla", "llava")
@@ -43,7 +46,7 @@ PREFIXES = (
     ("proprio_projector.", "proprio_projector."),
 )
 PART = 1 << 22  # elements of a tensor that are looked at together
-UNUSED = "language_model.lm_head."  # actions are regressed from hidden states, never read off the vocabulary
+LM_HEAD = "language_model.lm_head.weight"  # used where actions are tokens; else they are regressed from hidden states
 
 
 class CheckpointError(ValueError):
@@ -63,6 +66,7 @@ class Checkpoint(NamedTuple):
     norm_stats: dict[str, Any] | None
     norm_key: str | None
     cameras: tuple[str, ...] | None
+    vocabulary: Tensor | None  # as in AutoregressiveBitVLA; not among the tensors
 
 
 def load_checkpoint(
@@ -74,6 +78,7 @@ def load_checkpoint(
     chunk: int | None = None,
     control_hz: float | None = None,
     norm_key: str | None = None,
+    prompt: str | None = None,
 ) -> BitVLA:
     """A model with the weights of a directory, or of a Hugging Face repository, which is downloaded first.
 
@@ -83,21 +88,25 @@ def load_checkpoint(
     8. control_hz: rate the actions are meant for, by default unknown. norm_key: which of the dataset statistics; may be left out where
     there is one, and may lack its suffix `_no_noops`.
 
-    A base checkpoint has no action head: it loads, for training, and cannot predict. Raises CheckpointError, and Contradiction for an
+    A base checkpoint has no action head: it loads, for training, and cannot predict. But a robot-pretrained base, whose config.json has
+    norm_stats of several datasets, acts token by token when norm_key chooses one (AutoregressiveBitVLA). prompt: of config.PROMPTS, of
+    such a base, by default "human". Raises CheckpointError, and Contradiction for an
     option that says something else than config.json.
     """
     require_dtype(dtype)
     path = resolve(path_or_hub_id)
-    _, config, tensors, norm_stats, chosen_key, cameras = read_checkpoint(
-        path, activation_bits=activation_bits, attention=attention, chunk=chunk, control_hz=control_hz, norm_key=norm_key
+    _, config, tensors, norm_stats, chosen_key, cameras, vocabulary = read_checkpoint(
+        path, activation_bits=activation_bits, attention=attention, chunk=chunk, control_hz=control_hz, norm_key=norm_key, prompt=prompt
     )
     for name, tensor in tensors.items():
         require_finite(path, name, tensor)
     with torch.device("meta"):
-        model = BitVLA(config)
+        model = network(config)
     model.model_hash = hash_model(config, tensors)
     model.load_state_dict({name: cast(name, tensor, dtype) for name, tensor in tensors.items()}, assign=True)
     model.path, model.norm_stats, model.norm_key, model.cameras = path, norm_stats, chosen_key, cameras
+    if isinstance(model, AutoregressiveBitVLA):
+        model.vocabulary = vocabulary
     return model.eval()
 
 
@@ -109,25 +118,35 @@ def read_checkpoint(
     chunk: int | None = None,
     control_hz: float | None = None,
     norm_key: str | None = None,
+    prompt: str | None = None,
 ) -> Checkpoint:
     """What `load_checkpoint` makes a model of, without converting or even reading a weight. path: a directory, see `resolve`."""
     raw = _read_json(path / "config.json")
     tensors = _read_safetensors(path)
     tensors |= _read_head(path, "action_head") | _read_head(path, "proprio_projector")
-    tensors = {_rename(name): tensor for name, tensor in tensors.items() if not name.startswith(UNUSED)}
+    lm_head = tensors.pop(LM_HEAD, None)
+    tensors = {_rename(name): tensor for name, tensor in tensors.items()}
 
     try:
-        config = _parse_config(raw, path, tensors, activation_bits, attention, chunk, control_hz)
+        has_head, tokenizer = "action_head.fc2.weight" in tensors, _read_json(path / "tokenizer.json")
+        discrete = None if has_head else discrete_actions(path, raw, tokenizer, norm_key, prompt)
+        if discrete is None:
+            agreed("prompt", prompt, "user", "the reference's fine-tuning", "only a robot-pretrained base, with a norm_key, has a choice")
+        config = _parse_config(raw, path, tensors, activation_bits, attention, chunk, control_hz, discrete)
         cameras = stated_cameras(raw)
+        vocabulary = None
+        if discrete is not None:
+            vocabulary = tensors.get(EMBEDDING) if lm_head is None else lm_head  # as the file says: tied where it has no lm_head
+            tensors |= token_head(path, vocabulary, config)
     except (CheckpointError, Contradiction):
         raise
     except (KeyError, TypeError, ValueError) as error:
         problem = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
         raise CheckpointError(f"{path / 'config.json'} does not describe a BitVLA: {problem}") from error
-    norm_stats, chosen_key = _choose_statistics(path, read_statistics(path), config, norm_key)
+    norm_stats, chosen_key = _choose_statistics(path, raw["norm_stats"] if discrete else read_statistics(path), config, norm_key)
     with torch.device("meta"):
-        _check_tensors(path, tensors, BitVLA(config).state_dict())
-    return Checkpoint(path, config, tensors, norm_stats, chosen_key, cameras)
+        _check_tensors(path, tensors, network(config).state_dict())
+    return Checkpoint(path, config, tensors, norm_stats, chosen_key, cameras, vocabulary)
 
 
 def require_dtype(dtype: torch.dtype) -> None:
@@ -240,6 +259,7 @@ def _parse_config(
     attention: str | None,
     chunk: int | None,
     control_hz: float | None,
+    discrete: DiscreteActions | None,
 ) -> BitVLAConfig:
     vision, text = raw["vision_config"], raw["text_config"]
     for value, name, allowed in (
@@ -269,6 +289,9 @@ def _parse_config(
     file = path / "config.json"
     chunk = agreed("chunk", chunk, raw.get("chunk"), file)
     attention = agreed("attention", attention, raw.get("attention"), file)
+    if discrete is not None:
+        tokens = f"a robot-pretrained base that decodes token by token, as {path},"
+        chunk, attention = agreed("chunk", chunk, 1, tokens), agreed("attention", attention, "causal", tokens)
     return BitVLAConfig(
         vision=VisionConfig(**_known(VisionConfig, vision), ternary=vision_bits == (1, 8)),
         language=LanguageConfig(**_known(LanguageConfig, text), ternary=text_bits == (1, 8)),
@@ -282,6 +305,7 @@ def _parse_config(
         attention="bidirectional" if attention is None else attention,
         activation_bits=activation_bits,
         control_hz=agreed("control_hz", control_hz, raw.get("control_hz"), file),
+        discrete=discrete,
     )
 
 
@@ -301,9 +325,11 @@ def _known(kind: type, raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def _special_ids(path: Path, vocab_size: int) -> dict[str, int]:
-    """Ids by the text of the token; the documented id where the tokenizer (of a base checkpoint) does not have it yet."""
+    """Ids by the text of the token; where the tokenizer (of a base checkpoint) does not have it yet, the id that it will be given."""
     tokenizer = _read_json(path / "tokenizer.json")
     try:
+        tokenizer = converted(tokenizer)
+        following = DOCUMENTED_IDS | following_ids(tokenizer)
         by_text = dict(tokenizer["model"]["vocab"]) if isinstance(tokenizer["model"]["vocab"], dict) else {}
         by_text |= {token["content"]: token["id"] for token in tokenizer.get("added_tokens", ())}
     except (KeyError, TypeError) as error:
@@ -311,7 +337,7 @@ def _special_ids(path: Path, vocab_size: int) -> dict[str, int]:
     taken = set(by_text.values())
     ids = {}
     for text in (END_OF_TEXT, IMAGE_PAD, PROPRIO_PAD):
-        ids[text] = by_text.get(text, DOCUMENTED_IDS[text])
+        ids[text] = by_text.get(text, following[text])
         if text not in by_text and (ids[text] in taken or ids[text] >= vocab_size):
             raise CheckpointError(
                 f"{path / 'tokenizer.json'} has no token {text}, and its documented id {ids[text]} "
@@ -332,8 +358,8 @@ def _choose_statistics(
 ) -> tuple[dict[str, Any] | None, str | None]:
     available = ", ".join(statistics) or "none"
     if norm_key is None:
-        if not statistics and not config.action_head:
-            return None, None
+        if not config.action_head:
+            return None, None  # a base, to be trained: the statistics of its new data take the place of what it has
         if len(statistics) != 1:
             problem = "has no dataset statistics" if not statistics else f"has statistics of several datasets ({available})"
             remedy = "put dataset_statistics.json beside the weights" if not statistics else "say which one with norm_key"
@@ -390,7 +416,7 @@ def cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 def hash_model(config: BitVLAConfig, tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 of the configuration and of every tensor as it is stored, hex."""
-    digest = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(described(config), sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())  # type: ignore[arg-type]

@@ -12,7 +12,6 @@ import json
 import os
 import random
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,9 +23,10 @@ from ..ternary.backends import choose
 from ..ternary.pack import PackedWeight, base3_size, has_invalid_codes, packed_shape, unpack, unpack_base3
 from ..ternary.quantize import QuantizedActivation
 from ..ternary.reference import integer_matmul
+from .autoregressive import network
 from .bitvla import BitVLA
 from .checkpoint import cast, load_checkpoint, require_dtype, resolve, stated_cameras
-from .config import BitVLAConfig, LanguageConfig, VisionConfig
+from .config import BitVLAConfig, described, from_description
 from .safetensors_file import ALIGNMENT, Entry, FormatError, map_file, read_header
 
 FORMAT, VERSION = "bitvla-packed", 1
@@ -82,6 +82,7 @@ def load(
     chunk: int | None = None,
     control_hz: float | None = None,
     norm_key: str | None = None,
+    prompt: str | None = None,
 ) -> BitVLA:
     """A model that is ready to predict on `device`, from a packed model or from a checkpoint, which is packed in memory.
 
@@ -93,9 +94,8 @@ def load(
     if is_packed(path):
         model = load_packed(path, device, backend, dtype)
         agreed("activation_bits", activation_bits or 0, model.config.activation_bits or 0, path / CONFIG)
-        require_agreement(
-            path / CONFIG, model.config, model.norm_key, attention=attention, chunk=chunk, control_hz=control_hz, norm_key=norm_key
-        )
+        options = {"attention": attention, "chunk": chunk, "control_hz": control_hz, "norm_key": norm_key, "prompt": prompt}
+        require_agreement(path / CONFIG, model.config, model.norm_key, **options)  # type: ignore[arg-type]
         return model
     if activation_bits is not None:
         choose(backend, device)  # a backend that cannot work is said before minutes of loading
@@ -107,6 +107,7 @@ def load(
         chunk=chunk,
         control_hz=control_hz,
         norm_key=norm_key,
+        prompt=prompt,
     )
     return model.to(device) if activation_bits is None else model.pack(backend, device)
 
@@ -120,12 +121,14 @@ def require_agreement(
     chunk: int | None = None,
     control_hz: float | None = None,
     norm_key: str | None = None,
+    prompt: str | None = None,
 ) -> None:
     """Options for a model that states them all: a packed one, or a preset. where: what states them. stated_key: of its statistics;
     norm_key may lack its suffix `_no_noops`. Raises Contradiction."""
     agreed("attention", attention, config.attention, where)
     agreed("chunk", chunk, config.chunk, where)
     agreed("control_hz", control_hz, config.control_hz, where)
+    agreed("prompt", prompt, "user" if config.discrete is None else config.discrete.prompt, where)
     agreed("norm_key", stated_key if f"{norm_key}_no_noops" == stated_key else norm_key, stated_key or "", where)
 
 
@@ -151,7 +154,7 @@ def load_packed(path: str | Path, device: torch.device | str = "cpu", backend: s
             words = unpack_base3(words, *packed_shape(rows, columns)[:2])
         weights[name] = PackedWeight(words, scale, rows, columns)
     with torch.device("meta"):
-        model = BitVLA(packed.config)
+        model = network(packed.config)
     model.load_state_dict({name: cast(name, tensor, dtype) for name, tensor in stored.items()}, strict=False, assign=True)
     model.set_packed(weights, backend, device)
     _check_products(packed, weights, model)
@@ -230,12 +233,11 @@ def _parse_config(file: Path, description: dict[str, Any]) -> BitVLAConfig:
     if description["encoding"] not in ENCODINGS:
         raise PackedModelError(f"{file} has the encoding {description['encoding']!r}: expected {' or '.join(ENCODINGS)}. {_AGAIN}")
     try:
-        parts = dict(description["config"])
-        config = BitVLAConfig(**parts | {"vision": VisionConfig(**parts["vision"]), "language": LanguageConfig(**parts["language"])})
+        config = from_description(description["config"])
         stated_cameras(description)
     except (KeyError, TypeError, ValueError) as error:
         raise PackedModelError(f"{file} does not describe a BitVLA: {error}. {_AGAIN}") from error
-    if config.activation_bits is None or asdict(config) != description["config"]:
+    if config.activation_bits is None or described(config) != description["config"]:
         raise PackedModelError(f"{file} does not describe a BitVLA with packed weights. {_AGAIN}")
     return config
 
@@ -258,7 +260,7 @@ def _check_companions(path: Path, files: dict[str, str]) -> None:
 def stored_shapes(config: BitVLAConfig, encoding: str) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, int]]]:
     """Shapes of all tensors in the file by their names, and [rows, columns] of each ternary layer."""
     with torch.device("meta"):
-        model = BitVLA(config)
+        model = network(config)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     layers = {}
     for name, layer in model.ternary_layers().items():

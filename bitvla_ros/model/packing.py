@@ -8,7 +8,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,8 +17,8 @@ from torch import Tensor
 
 from ..ternary.pack import pack_base3, pack_weight
 from .bitvla import BitVLA
-from .checkpoint import CheckpointError, read_checkpoint, require_finite, resolve
-from .config import BitVLAConfig, preset
+from .checkpoint import CheckpointError, read_checkpoint, read_statistics, require_finite, resolve
+from .config import BitVLAConfig, described, preset
 from .packed import (
     COMPANIONS,
     CONFIG,
@@ -63,6 +62,7 @@ def pack_model(
     chunk: int | None = None,
     control_hz: float | None = None,
     norm_key: str | None = None,
+    prompt: str | None = None,
     progress: Progress = lambda name, done, total: None,
 ) -> dict[str, Any]:
     """Write a packed model to the new directory `out`, whole or not at all; returns its config.json.
@@ -77,12 +77,12 @@ def pack_model(
         raise PackedModelError(f"encoding {encoding!r} is unknown: choose {' or '.join(ENCODINGS)}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise PackedModelError(f"{out} exists already: give the name of a new directory, or remove that one first")
+    options = {"attention": attention, "chunk": chunk, "control_hz": control_hz, "norm_key": norm_key, "prompt": prompt}
     if str(source).startswith(RANDOM):
         opened = _from_preset(str(source).removeprefix(RANDOM))
-        options = {"attention": attention, "chunk": chunk, "control_hz": control_hz, "norm_key": norm_key}
         require_agreement(source, opened.config, opened.norm_key, **options)  # type: ignore[arg-type]
     else:
-        opened = _from_checkpoint(source, attention, chunk, control_hz, norm_key)
+        opened = _from_checkpoint(source, options)
 
     size = 0
     try:
@@ -136,7 +136,7 @@ def _describe(source: _Source, encoding: str, header_hash: str, hashes: dict[str
         "format": FORMAT,
         "format_version": VERSION,
         "encoding": encoding,
-        "config": asdict(source.config),
+        "config": described(source.config),
         "norm_stats": source.norm_stats,
         "norm_key": source.norm_key,
         **({} if source.cameras is None else {"cameras": list(source.cameras)}),
@@ -151,19 +151,21 @@ def _describe(source: _Source, encoding: str, header_hash: str, hashes: dict[str
 # --- what is packed -------------------------------------------------------------------------------------------------------
 
 
-def _from_checkpoint(
-    source: str | Path, attention: str | None, chunk: int | None, control_hz: float | None, norm_key: str | None
-) -> _Source:
-    path = resolve(source)
-    control_hz = None if control_hz is None else float(control_hz)
-    checkpoint = read_checkpoint(path, attention=attention, chunk=chunk, control_hz=control_hz, norm_key=norm_key)
+def _from_checkpoint(source: str | Path, options: dict[str, Any]) -> _Source:
+    path, control_hz = resolve(source), options["control_hz"]
+    checkpoint = read_checkpoint(path, **options | {"control_hz": None if control_hz is None else float(control_hz)})
     config = checkpoint.config
-    if config.action_head and config.control_hz is None:
+    if not config.acts and (keys := read_statistics(path)):
+        raise PackedModelError(
+            f"{path} is a robot-pretrained base with statistics of {len(keys)} datasets: choose the one whose actions it is to give with "
+            f"--norm-key, of {', '.join(keys)}"
+        )
+    if config.acts and config.control_hz is None:
         raise PackedModelError(
             f"{path} does not say at what rate its actions are meant to be played: give the rate of the dataset that it was "
             "fine-tuned on with --control-hz (LIBERO: 20)"
         )
-    if config.action_head and not (path / "preprocessor_config.json").is_file():
+    if config.acts and not (path / "preprocessor_config.json").is_file():
         raise CheckpointError(f"{path / 'preprocessor_config.json'} is missing, which says how images are prepared: fetch it again")
     dtypes = {name: tensor.dtype for name, tensor in checkpoint.tensors.items()}
     odd = {name: dtype for name, dtype in dtypes.items() if dtype not in DTYPES.values()}
