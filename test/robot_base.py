@@ -62,3 +62,25 @@ def inputs(case: int) -> tuple[Tensor, Tensor, None]:
 
 def expected(case: int, variant: str, name: str) -> Tensor:
     return VECTORS[f"case{case}.{variant}.{name}"]
+
+
+def imitate_raw(folder: Path) -> Path:
+    """As hongyuw/bitvla-bitsiglipL-224px-bf16 is laid out, before the reference's convert_ckpt.py: reserved tokens where padding, images,
+    proprioception and actions go, no vocab_size at the top of config.json, and no statistics."""
+    copy_base(folder, model_type="llava", architectures=["LlavaForConditionalGeneration"])
+    config = json.loads((folder / "config.json").read_text())
+    for key in ("vocab_size", "norm_stats", "n_action_bins", "auto_map"):
+        del config[key]
+    (folder / "config.json").write_text(json.dumps(config))
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    kept = ("<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>")
+    number = 0
+    for token in tokenizer["added_tokens"]:
+        if token["content"] not in kept:
+            token["content"], number = f"<|reserved_special_token_{number}|>", number + 1
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    described = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": kept[0], "eos_token": kept[1], "model_max_length": 4096}
+    described["chat_template"] = "{% for message in messages %}{{ message }}{% endfor %}"
+    (folder / "tokenizer_config.json").write_text(json.dumps(described))
+    (folder / "special_tokens_map.json").write_text(json.dumps({"bos_token": kept[0], "eos_token": kept[1]}))
+    return folder
