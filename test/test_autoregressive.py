@@ -27,7 +27,7 @@ from robot_base import (
 from safetensors.torch import load_file
 
 from bitvla_ros.model import CheckpointError, load_checkpoint
-from bitvla_ros.model.autoregressive import AutoregressiveBitVLA
+from bitvla_ros.model.autoregressive import AutoregressiveBitVLA, bin_values
 from bitvla_ros.model.checkpoint import read_checkpoint
 from bitvla_ros.model.graph import GraphedBitVLA
 from bitvla_ros.model.language import KeyValueCache
@@ -268,3 +268,82 @@ def test_the_whole_action_can_be_recorded_as_one_graph(load):
     graphed = GraphedBitVLA(load(activation_bits=None), capture)
     for case in (0, 2, 0):
         assert torch.equal(graphed.predict(*inputs(case)).normalized_actions[0], expected(case, "noactq_fp32", "normalized_actions"))
+
+
+def test_no_step_looks_at_a_value():
+    """On the meta device, where tensors have no values and do not mix with others: what a CUDA graph asks for."""
+    model = load_checkpoint(FOLDER, norm_key="bridge_orig").pack("reference", "meta")
+    assert model.token_head.weight.device.type == "meta" and model.language.embed_tokens.weight.device.type == "cpu"
+    prepared = model.prepare(*(None if x is None else x[None] for x in inputs(0)))
+    with torch.inference_mode():
+        results = model.compute(prepared.to(model.device, model.dtype))
+    assert {result.device.type for result in results} == {"meta"}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
+def test_a_cuda_graph_gives_the_references_actions():
+    model = load_checkpoint(FOLDER, norm_key="bridge_orig", dtype=torch.bfloat16).pack(device="cuda")
+    graphed = GraphedBitVLA(model)
+    for case in (0, 2, 0):
+        assert torch.equal(graphed.predict(*inputs(case)).normalized_actions[0].cpu(), expected(case, "fp32", "normalized_actions"))
+
+
+# --- the whole set of vectors ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def golden(shared) -> Path:
+    folder = shared / "golden" / "bitvla_tiny_base"
+    if not folder.is_dir():
+        pytest.skip(f"no {folder}: it has more vectors of the same kind than data/bitvla_tiny_base")
+    return folder
+
+
+@pytest.mark.parametrize("case", NUMBERS)
+def test_every_logit_of_the_action_tokens_matches(case, golden, load):
+    for variant, options, tolerance in (
+        ("noactq_fp32", {"activation_bits": None}, 2e-5),
+        ("fp32", {}, 0.05),
+        ("int8_fp32", {"packed": True}, 0.05),
+        ("bf16", {"dtype": torch.bfloat16}, 0.25),
+    ):
+        model = load(case, **options)
+        wanted = load_file(golden / "expected" / f"case{case}.{variant}.safetensors")
+        prediction = model.predict(*inputs(case))
+        prefix = "restricted." if CASES[case]["restricted"] else ""
+        with torch.inference_mode():
+            logits = model.token_head(prediction.action_hidden)
+        assert distance(logits, wanted[f"{prefix}logits_last_257"][:, 1:].float()) <= tolerance, variant
+        assert torch.equal(logits.argmax(-1) + FIRST_ACTION, wanted[f"{prefix}action_token_ids"]), variant
+
+
+def test_pixels_features_and_embeddings_are_the_references(golden, load):
+    model = load(activation_bits=None)
+    for image, case in ((0, 0), (1, 2), (2, 3)):
+        pixels = inputs(case)[0]
+        np.testing.assert_array_equal(pixels.numpy(), np.load(golden / "inputs" / f"image{image}.npz")["pixel_values"])
+        wanted = load_file(golden / "expected" / f"image{image}.noactq_fp32.safetensors")
+        with torch.inference_mode():
+            features = model.vision(pixels)
+            assert distance(features[0], wanted["vision_features"]) <= 1e-5
+            assert distance(model.connector(features)[0], wanted["projector_out"]) <= 1e-5
+    prepared = model.prepare(*(None if x is None else x[None] for x in inputs(0)))
+    embeddings = load_file(golden / "expected" / "case0.noactq_fp32.safetensors")["inputs_embeds"]
+    with torch.inference_mode():
+        assert distance(model.embed(prepared)[0], embeddings) <= 1e-5
+
+
+def test_every_id_stands_for_the_references_number(golden):
+    unit = np.load(golden / "unit" / "actions.npz")
+    values = bin_values(256, torch.device("cpu")).numpy()
+    known = unit["ids"] >= FIRST_ACTION
+    np.testing.assert_array_equal(values[unit["ids"][known] - FIRST_ACTION], unit["decoded"][known])
+    statistics = json.loads((FOLDER / "config.json").read_text())["norm_stats"]
+    for key, entry in statistics.items():
+        actions = unnormalise_actions(unit["normalized"], Bounds.from_dict(entry["action"], "action", 7))
+        np.testing.assert_allclose(actions, unit[f"unnormalize.{key}"], rtol=0, atol=1e-12)
+
+
+def test_the_tied_base_is_the_references(golden, tied):
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (tied, golden / "checkpoint" / "bitvla_tiny_base_a_tied"))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)

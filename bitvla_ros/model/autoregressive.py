@@ -73,7 +73,7 @@ class AutoregressiveBitVLA(BitVLA):
             hidden.append(state)
             chosen.append(self.token_head(state).float().argmax(-1))
             embeddings, mask, read = F.embedding(chosen[-1], action_embeddings), None, torch.zeros_like(read)
-        return Prediction(torch.cat(hidden, 1), _values(self.discrete.bins, inputs.words.device)[torch.cat(chosen, 1)][:, None])
+        return Prediction(torch.cat(hidden, 1), bin_values(self.discrete.bins, inputs.words.device)[torch.cat(chosen, 1)][:, None])
 
     def foreign_tokens(self, action_hidden: Tensor) -> int | None:
         """At how many steps another token than an action's was the likeliest; None where the vocabulary is not at hand.
@@ -103,7 +103,7 @@ def network(config: BitVLAConfig) -> BitVLA:
 
 
 @cache
-def _values(bins: int, device: torch.device) -> Tensor:
+def bin_values(bins: int, device: torch.device) -> Tensor:
     """float64 [bins]: the numbers that the action tokens stand for, in the order of their ids."""
     edges = np.linspace(-1.0, 1.0, bins)
     centres = (edges[:-1] + edges[1:]) / 2.0

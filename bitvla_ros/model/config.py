@@ -125,6 +125,11 @@ class BitVLAConfig:
         return self.chunk * self.action_dim
 
     @property
+    def appended_tokens(self) -> int:
+        """Tokens that the language model computes behind the prompt: placeholders and the stop token, or all action tokens but the last."""
+        return self.action_tokens + 1 if self.discrete is None else self.action_tokens - 1
+
+    @property
     def acts(self) -> bool:
         """Whether the model gives actions; a base that is there to be trained does not."""
         return self.action_head or self.discrete is not None
