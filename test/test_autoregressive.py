@@ -26,7 +26,7 @@ from robot_base import (
 )
 from safetensors.torch import load_file
 
-from bitvla_ros.model import CheckpointError, load_checkpoint
+from bitvla_ros.model import CheckpointError, autoregressive, load_checkpoint
 from bitvla_ros.model.autoregressive import AutoregressiveBitVLA, bin_values
 from bitvla_ros.model.checkpoint import read_checkpoint
 from bitvla_ros.model.graph import GraphedBitVLA
@@ -347,3 +347,31 @@ def test_every_id_stands_for_the_references_number(golden):
 def test_the_tied_base_is_the_references(golden, tied):
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (tied, golden / "checkpoint" / "bitvla_tiny_base_a_tied"))
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+# --- mistakes that must be noticed ----------------------------------------------------------------------------------------
+
+
+def sees_everything(monkeypatch):
+    monkeypatch.setattr(AutoregressiveBitVLA, "attention_mask", lambda *_: None)
+
+
+def new_tokens_one_position_too_low(monkeypatch):
+    original = KeyValueCache.length.fget
+    monkeypatch.setattr(KeyValueCache, "length", property(lambda self: max(0, original(self) - 1)))
+
+
+def forgets_what_it_chose(monkeypatch):
+    original = KeyValueCache.extend
+    monkeypatch.setattr(KeyValueCache, "extend", lambda self, k, v: original(self, k, v * (k.shape[2] > 1)))
+
+
+def counts_upwards(monkeypatch):
+    monkeypatch.setattr(autoregressive, "bin_values", lambda bins, device: bin_values(bins, device).flip(0))
+
+
+@pytest.mark.parametrize("mistake", [sees_everything, new_tokens_one_position_too_low, forgets_what_it_chose, counts_upwards])
+def test_mistake_is_noticed(mistake, load, monkeypatch):
+    mistake(monkeypatch)
+    with pytest.raises(AssertionError):
+        test_network_without_activation_quantization_matches(0, load)

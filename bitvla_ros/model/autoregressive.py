@@ -20,19 +20,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ternary.pack import PackedWeight
-from .bitvla import BitVLA, Inputs, Prediction, require_tokens, rows_of
+from .bitvla import BitVLA, Inputs, Prediction, _require_tokens, _rows_of
 from .config import BitVLAConfig
 from .language import KeyValueCache
 
-PART = 1 << 13  # rows of the vocabulary that are read together
+PART = 1 << 9  # rows of the vocabulary that are read together
 
 
 class AutoregressiveBitVLA(BitVLA):
     """A network whose actions are tokens. Prediction.action_hidden has the hidden states that chose them, in their order, and
     normalized_actions is float64 [1, action_dim], exactly the bins' centres.
 
-    vocabulary: the whole output vocabulary, [vocab_size, hidden_size], memory-mapped, to count foreign tokens; None where it is not at
-    hand, as in packed models, which keep the action tokens' rows alone.
+    vocabulary: the whole output vocabulary, [vocab_size, hidden_size], to count foreign tokens, memory-mapped on the CPU; None where it is
+    not at hand, as in packed models, which keep the action tokens' rows alone.
     """
 
     def __init__(self, config: BitVLAConfig) -> None:
@@ -49,14 +49,14 @@ class AutoregressiveBitVLA(BitVLA):
         if prompt_lengths is not None and bool((prompt_lengths != ids.shape[1]).any()):
             raise ValueError(f"prompts of {prompt_lengths.tolist()} tokens: a model that decodes token by token needs one length a batch")
         is_image = (ids == self.config.image_token_id) | (ids == self.discrete.placeholder_id)
-        require_tokens(is_image, pixel_values.shape[1] * self.config.vision.num_patches, "image")
+        _require_tokens(is_image, pixel_values.shape[1] * self.config.vision.num_patches, "image")
         table = self.language.embed_tokens
         actions = torch.arange(self.first_action_id, self.config.language.vocab_size)
         return Inputs(
             pixel_values=pixel_values,
             proprio=None,
             words=table(torch.cat([ids[~is_image], actions]).to(table.weight.device)),
-            source=rows_of(is_image, ~is_image),
+            source=_rows_of(is_image, ~is_image),
             read=torch.full((len(ids), 1), ids.shape[1] - 1),
             padding=None,
         )
@@ -90,6 +90,8 @@ class AutoregressiveBitVLA(BitVLA):
     def set_packed(self, weights: dict[str, PackedWeight], backend: str = "auto", device: torch.device | str = "cpu") -> BitVLA:  # type: ignore[override]
         super().set_packed(weights, backend, device)
         self.token_head.to(self.device)
+        if self.vocabulary is not None:
+            self.vocabulary = self.vocabulary.to(self.device)
         return self
 
     @property

@@ -123,16 +123,16 @@ class BitVLA(nn.Module):
         is_image = ids == self.config.image_token_id
         is_state = (ids == self.config.proprio_token_id) & (self.proprio_projector is not None)
         is_word = ((position < start) | (position == stop)) & ~is_image & ~is_state
-        require_tokens(is_image, pixel_values.shape[1] * self.config.vision.num_patches, "image")
+        _require_tokens(is_image, pixel_values.shape[1] * self.config.vision.num_patches, "image")
         if self.proprio_projector is not None:
-            require_tokens(is_state, 1, "proprioception")
+            _require_tokens(is_state, 1, "proprioception")
 
         table = self.language.embed_tokens
         return Inputs(
             pixel_values=pixel_values,
             proprio=proprio,
             words=table(ids[is_word].to(table.weight.device)),
-            source=rows_of(is_image, is_state, is_word),
+            source=_rows_of(is_image, is_state, is_word),
             read=self.read_positions(lengths),
             padding=None if prompt_lengths is None else position > stop,
         )
@@ -243,7 +243,7 @@ class BitVLA(nn.Module):
             raise ValueError(f"batches of {sizes} samples in pixel_values, input_ids and proprio: expected one size")
 
 
-def rows_of(*kinds: Tensor) -> Tensor:
+def _rows_of(*kinds: Tensor) -> Tensor:
     """bool [B, S] each -> int64 [B, S]: tokens of the first kind numbered from 1 on, then those of the next; 0 for all others."""
     rows, first = torch.zeros(kinds[0].shape, dtype=torch.int64), 1
     for kind in kinds:
@@ -253,7 +253,7 @@ def rows_of(*kinds: Tensor) -> Tensor:
     return rows
 
 
-def require_tokens(where: Tensor, expected: int, what: str) -> None:
+def _require_tokens(where: Tensor, expected: int, what: str) -> None:
     """`expected` of them in each row of bool [B, S], or ValueError."""
     found = where.sum(1)
     if bool((found != expected).any()):
