@@ -11,6 +11,7 @@ import pytest
 
 pytest.importorskip("rclpy", reason="rclpy is not installed: pip install '.[ros]'")
 
+from diagnostic_msgs.msg import DiagnosticArray
 from graph import TestGraph
 from rclpy.qos import QoSProfile
 
@@ -110,6 +111,37 @@ def test_the_network_through_the_graph_equals_the_network_in_process(tmp_path: P
         bench = Bench(graph, "tabletop_object", ("scene", "wrist"), policy, image_size=128)
         assert_equal(*bench.play(0, 0, steps * 0.05), expected)
     environment.close()
+
+
+def test_a_robot_pretrained_base_through_the_graph_equals_itself_in_process(tmp_path: Path) -> None:
+    """Actions token by token, one a chunk, from the checkpoint's own files; the tokens that are no actions are counted on the way."""
+    torch = pytest.importorskip("torch")
+    from robot_base import imitate_released
+
+    from bitvla_ros.policy.bitvla import BitVLAPolicy
+
+    model, steps, threads = imitate_released(tmp_path / "base"), 5, torch.get_num_threads()
+    environment = make("tabletop_object", image_size=64)
+    torch.set_num_threads(2)
+    try:
+        policy = BitVLAPolicy.load(model, norm_key="taco_play", control_hz=20.0)
+        expected = rollout(environment, policy, 0, 0, step_limit=steps)
+    finally:
+        torch.set_num_threads(threads)
+        environment.close()
+    assert (expected.steps, expected.chunks) == (steps, steps) and policy.counts["action_tokens"] == 7 * steps
+    given = {"policy": "bitvla", "model": str(model), "norm_key": "taco_play", "control_hz": 20.0, "threads": 2}
+    with TestGraph(tmp_path) as graph:
+        statuses = graph.collect(DiagnosticArray, "/diagnostics", QoSProfile(depth=100))
+        bench = Bench(graph, "tabletop_object", ("scene",), given)
+        assert_equal(*bench.play(0, 0, steps * 0.05), expected)
+
+        def counted() -> bool:
+            """At least what was played: the last tick is answered too."""
+            values = {item.key: item.value for array in statuses for status in array.status for item in status.values}
+            return all(int(values.get(name, 0)) >= count for name, count in policy.counts.items())
+
+        graph.wait(counted, "status that counts the tokens")
 
 
 @pytest.mark.libero

@@ -34,9 +34,10 @@ QUANTIZERS = {
 
 
 def production(capability: int) -> dict[Tiles, aot.Code]:
-    """Each tile size that the 3b model uses on that GPU, with everything at once that one launch may have: masks, bias, residual."""
+    """Each tile size that the 3b model uses on that GPU, for a whole sequence and for the steps of a single token, with everything at once
+    that one launch may have: masks, bias, residual."""
     found = {}
-    for product in products(preset("3b")):
+    for product in (*products(preset("3b")), *products(preset("3b"), tokens=1)):
         key = divmod(capability, 10)
         tiles = choose_tiles(key, aot.PROCESSORS[capability], product.tokens, sum(product.counts), product.columns)
         if tiles not in found:

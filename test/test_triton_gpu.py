@@ -35,7 +35,7 @@ def extreme_weights(product: Product) -> list[PackedWeight]:
 
 def extreme_activation(tokens: int, columns: int) -> QuantizedActivation:
     codes = torch.randint(-128, 128, (tokens, columns), generator=torch.Generator().manual_seed(tokens), dtype=torch.int8)
-    codes[0], codes[1], codes[2, ::2], codes[2, 1::2] = -128, 127, 127, -128
+    codes[:1], codes[1:2], codes[2:3, ::2], codes[2:3, 1::2] = -128, 127, 127, -128
     padded = torch.nn.functional.pad(codes, (0, -columns % 16))
     return QuantizedActivation(padded.to(GPU), torch.rand(tokens).to(GPU), codes.sum(-1, dtype=torch.int32).to(GPU))
 
@@ -55,7 +55,10 @@ def equal(first: tuple[Tensor, ...], second: list[Tensor]) -> bool:
     return all(torch.equal(a.cpu(), b) for a, b in zip(first, second, strict=True))
 
 
-@pytest.mark.parametrize("product", products(preset("3b"), tokens=611), ids=lambda product: product.name)
+SINGLE = [product._replace(name=f"{product.name}, one token") for product in products(preset("3b"), tokens=1)[:4]]
+
+
+@pytest.mark.parametrize("product", [*products(preset("3b"), tokens=611), *SINGLE], ids=lambda product: product.name)
 def test_every_product_in_every_tile_size_equals_the_reference(product):
     weights, x = extreme_weights(product), extreme_activation(product.tokens, product.columns)
     prepared = TRITON.prepare(weights, GPU)

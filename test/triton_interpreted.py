@@ -120,6 +120,18 @@ def test_a_large_tile_beyond_the_matrix_equals_the_reference():
     assert equal(y, REFERENCE.linear(x, weights, [None, None], torch.float32))
 
 
+@pytest.mark.parametrize("product", products(preset("nano"), tokens=1)[:4], ids=lambda product: product.name)
+def test_a_single_token_equals_the_reference(product):
+    """The steps of a model that decodes token by token, [1, 1, K], in the tiles that are chosen for them."""
+    weights = random_weights(list(product.counts), product.columns)
+    codes, absmax, sums = random_activation(1, product.columns)
+    x = QuantizedActivation(codes[None], absmax[None], sums[None])
+    residual = torch.randn(1, 1, product.counts[0]) if product.residual else None
+    nones = [None] * len(weights)
+    y = TRITON.linear(x, TRITON.prepare(weights, CPU), nones, torch.float32, residual)
+    assert equal(y, REFERENCE.linear(x, weights, nones, torch.float32, residual))
+
+
 def test_bfloat16_output_is_float32_with_fewer_digits():
     weights, x = random_weights([24], 200), random_activation(6, 200)
     (y,) = TRITON.linear(x, TRITON.prepare(weights, CPU), [None], torch.bfloat16)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -25,7 +24,7 @@ COMPONENTS = {
     "connector": ("connector.",),
     "embedding": ("language.embed_tokens.",),
     "language": ("language.",),
-    "heads": ("action_head.", "proprio_projector."),
+    "heads": ("action_head.", "proprio_projector.", "token_head."),
 }
 
 PROVENANCE = ("source", "source_config_sha256", "seed", "package_version")  # in the order they are shown
@@ -115,6 +114,7 @@ def _packed(path: Path, *, whole: bool = True) -> dict[str, Any]:
 def _checkpoint(path: Path, *, whole: bool = True) -> dict[str, Any]:
     """whole: the values are there too."""
     from ..model.checkpoint import hash_model, read_checkpoint, read_statistics
+    from ..model.config import described
 
     keys = list(read_statistics(path))
     checkpoint = read_checkpoint(path, norm_key=keys[0] if keys else None)
@@ -122,7 +122,7 @@ def _checkpoint(path: Path, *, whole: bool = True) -> dict[str, Any]:
     return {
         "format": "checkpoint",
         "encoding": None,
-        "architecture": asdict(checkpoint.config),
+        "architecture": described(checkpoint.config),
         **_bytes(sizes, _ternary(checkpoint.config)),
         "statistics": keys,
         "provenance": None,
@@ -180,12 +180,15 @@ def show(result: dict[str, Any]) -> None:
     checked = "; every hash fits" if "commit" not in result else ""
     encoding = f", {result['encoding']}, format version {result['format_version']}{checked}" if result["encoding"] else ""
     rate = f"{config['control_hz']:g} Hz" if config["control_hz"] else "a rate that is not recorded"
+    discrete = config.get("discrete")
     actions = f"{config['chunk']} x {config['action_dim']} at {rate}, proprioception {config['proprio_dim'] or 'none'}"
+    if discrete:
+        actions += f", token by token in {discrete['bins']} bins, prompt {discrete['prompt']}"
     facts = {
         "format": result["format"] + encoding,
         "vision": f"{_layers(vision)}, images {vision['image_size']} px{'' if vision['ternary'] else ', not ternary'}",
         "language": f"{_layers(language)}, {language['vocab_size']} tokens, {config['attention']} attention",
-        "actions": actions if config["action_head"] else "none: a base model",
+        "actions": actions if config["action_head"] or discrete else "none: a base model",
         "statistics": ", ".join(result["statistics"]) or "none",
         **{name: value for name in PROVENANCE if (value := (result["provenance"] or {}).get(name)) is not None},
         **({} if result["model_hash"] is None else {"model hash": result["model_hash"]}),

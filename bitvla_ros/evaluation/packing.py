@@ -11,6 +11,7 @@ from ..arguments import COUNT, POSITIVE
 
 EXAMPLES = """\
   bitvla pack hongyuw/ft-bitvla-bitsiglipL-224px-libero_goal-bf16 goal-packed --control-hz 20
+  bitvla pack lxsy/bitvla-bf16 bridge --norm-key bridge_orig --control-hz 5      a robot-pretrained base, for one of its datasets
   bitvla pack CHECKPOINT packed --control-hz 20 --encoding base3   smaller, for storage and transfer
   bitvla pack random:3b packed-3b                                  random weights, for benchmarks: 1.4 GB"""
 
@@ -25,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--norm-key", help="which of the checkpoint's statistics to keep, where it has several")
     parser.add_argument("--no-proprio", action="store_true", help="it was fine-tuned without proprioception, where it does not say")
     parser.add_argument("--chunk", type=COUNT, help="actions a forward pass, where it does not say (default: 8)")
+    parser.add_argument("--prompt", choices=("human", "user"), help="of a robot-pretrained base, where it does not say (default: human)")
     parser.add_argument("--attention", choices=("bidirectional", "causal"), help="where it does not say (default: bidirectional)")
 
 
@@ -46,6 +48,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             control_hz=arguments.control_hz,
             norm_key=arguments.norm_key,
             use_proprio=False if arguments.no_proprio else None,
+            prompt=arguments.prompt,
             progress=lambda name, done, total: bar.update(task, completed=done, total=total, visible=True),
         )
     files = list(Path(arguments.out).expanduser().iterdir())

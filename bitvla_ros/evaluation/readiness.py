@@ -93,8 +93,11 @@ def gpu_memory(device: str) -> int:
 
 
 def _needs(packed: bool, size: int, config: Any, statistics: Any, cameras: tuple[str, ...] | None = None) -> Needs:
-    if not config.action_head:
-        raise ValueError("it has no action head: a base model. Fine-tune it (bitvla train), or take a fine-tuned one")
+    if not config.acts:
+        raise ValueError(
+            "it has no action head: a base model. Fine-tune it (bitvla train), take a fine-tuned one, or give a robot-pretrained base a "
+            "norm_key, one of its statistics"
+        )
     bounds = None
     if config.proprio_dim and statistics is not None:
         bounds = Statistics.from_dict(statistics, action_dim=config.action_dim, proprio_dim=config.proprio_dim).proprio

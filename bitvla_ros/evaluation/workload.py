@@ -30,8 +30,8 @@ class Shape(NamedTuple):
 
 
 def sequence_length(config: BitVLAConfig, cameras: int = CAMERAS, text_tokens: int = TEXT_TOKENS) -> int:
-    """Tokens that the language model sees: images, text, one placeholder a number of the chunk, the stop token."""
-    return cameras * config.vision.num_patches + text_tokens + config.action_tokens + 1
+    """Tokens that the language model computes: images, text, and what follows the prompt."""
+    return cameras * config.vision.num_patches + text_tokens + config.appended_tokens
 
 
 def shapes(config: BitVLAConfig, cameras: int = CAMERAS, text_tokens: int = TEXT_TOKENS) -> list[Shape]:

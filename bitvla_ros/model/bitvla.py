@@ -105,7 +105,12 @@ class BitVLA(nn.Module):
 
     def prepare(self, pixel_values: Tensor, input_ids: Tensor, proprio: Tensor | None, prompt_lengths: Tensor | None = None) -> Inputs:
         """The part of `forward` that looks at values: on the host, and the embeddings of words where the table lies."""
-        self._check_inputs(pixel_values, input_ids, proprio)
+        if self.action_head is None:
+            raise ValueError(
+                "this is a base checkpoint without an action head, so it cannot act: load a fine-tuned one (it has "
+                "action_head--*_checkpoint.pt beside model.safetensors), or a robot-pretrained base with norm_key, one of its statistics"
+            )
+        self.check_inputs(pixel_values, input_ids, proprio)
         ids = input_ids.cpu()
         longest, actions = ids.shape[1], self.config.action_tokens
         lengths = ids.new_full(ids.shape[:1], longest) if prompt_lengths is None else prompt_lengths.cpu()
@@ -137,13 +142,17 @@ class BitVLA(nn.Module):
 
         It asks for no value of a tensor, and every shape follows from those of `inputs`: so a CUDA graph can hold all of it.
         """
-        zeros = inputs.words.new_zeros(1, inputs.words.shape[1])
-        images = self.connector(self.vision(inputs.pixel_values.flatten(0, 1))).flatten(0, 1)
-        states = [] if self.proprio_projector is None else [self.proprio_projector(inputs.proprio)]
-        embeddings = F.embedding(inputs.source, torch.cat([zeros, images, *states, inputs.words]))
+        embeddings = self.embed(inputs)
         action_hidden = self.language(embeddings, self.attention_mask(inputs.padding, embeddings.shape[1]), inputs.read)
         assert self.action_head is not None
         return Prediction(action_hidden, self.action_head(action_hidden.unflatten(1, (self.config.chunk, -1)).flatten(2)))
+
+    def embed(self, inputs: Inputs) -> Tensor:
+        """Every token's embedding, [B, S, hidden_size]."""
+        zeros = inputs.words.new_zeros(1, inputs.words.shape[1])
+        images = self.connector(self.vision(inputs.pixel_values.flatten(0, 1))).flatten(0, 1)
+        states = [] if self.proprio_projector is None else [self.proprio_projector(inputs.proprio)]
+        return F.embedding(inputs.source, torch.cat([zeros, images, *states, inputs.words]))
 
     def read_positions(self, prompt_lengths: Tensor) -> Tensor:
         """int [B, action_tokens]: where the hidden states of the actions are read, from the prompt's last token on."""
@@ -219,12 +228,8 @@ class BitVLA(nn.Module):
             raise RuntimeError("a packed model has no master weights left to train: load the checkpoint again")
         return super().train(mode)
 
-    def _check_inputs(self, pixel_values: Tensor, input_ids: Tensor, proprio: Tensor | None) -> None:
-        if self.action_head is None:
-            raise ValueError(
-                "this is a base checkpoint without an action head, so it cannot act: load a fine-tuned one "
-                "(it has action_head--*_checkpoint.pt beside model.safetensors)"
-            )
+    def check_inputs(self, pixel_values: Tensor, input_ids: Tensor, proprio: Tensor | None) -> None:
+        """Raises ValueError for shapes that do not fit the model or each other."""
         size = self.config.vision.image_size
         if pixel_values.shape[2:] != (3, size, size):
             raise ValueError(f"pixel_values {list(pixel_values.shape[1:])}: expected [cameras, 3, {size}, {size}]")

@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -21,14 +21,17 @@ import torch
 from torch import Tensor
 
 from ..stated import Contradiction, agreed
+from .autoregressive import AutoregressiveBitVLA, network
 from .bitvla import BitVLA
 from .checkpoint_files import read_config, read_head, read_json, read_weights, some
-from .config import BitVLAConfig, LanguageConfig, VisionConfig
+from .config import BitVLAConfig, DiscreteActions, LanguageConfig, VisionConfig, described
+from .discrete import discrete_actions, token_head
 from .hub import download, hub_id
 from .layout import MERGE, local_layout
 from .layout import CheckpointError as CheckpointError
 from .safetensors_file import Entry, map_file
 from .shipped import SHIPPED, shipped
+from .token_additions import converted, following_ids
 from .tokenizer import DOCUMENTED_IDS, END_OF_TEXT, IMAGE_PAD, PROPRIO_PAD
 
 MODEL_TYPES = ("bitvla", "openvla", "llava")
@@ -46,7 +49,7 @@ PREFIXES = (
     ("proprio_projector.", "proprio_projector."),
 )
 PART = 1 << 22  # elements of a tensor that are looked at together
-UNUSED = "language_model.lm_head."  # actions are regressed from hidden states, never read off the vocabulary
+LM_HEAD = "language_model.lm_head.weight"  # used where actions are tokens; else they are regressed from hidden states
 # What tensors that do not belong to a BitVLA are, by their names.
 KNOWN_NAMES = (
     (r"^base_model\.|\.lora_[AB]\.", f"the tensors of a LoRA adapter that is not merged: {MERGE}"),
@@ -74,6 +77,7 @@ class Checkpoint(NamedTuple):
     norm_stats: dict[str, Any] | None
     norm_key: str | None
     cameras: tuple[str, ...] | None
+    vocabulary: Tensor | None  # as in AutoregressiveBitVLA; not among the tensors
     places: Mapping[str, tuple[Path, Entry]] = MappingProxyType({})
 
 
@@ -87,6 +91,7 @@ def load_checkpoint(
     control_hz: float | None = None,
     norm_key: str | None = None,
     use_proprio: bool | None = None,
+    prompt: str | None = None,
 ) -> BitVLA:
     """A model with the weights of a directory, or of a Hugging Face repository, which is downloaded first (owner/name, or
     owner/name@revision: a branch, a tag or a commit).
@@ -98,7 +103,9 @@ def load_checkpoint(
     there is one, and may lack its suffix `_no_noops`. use_proprio: False for a checkpoint that was fine-tuned without proprioception, as
     the statistics of its dataset have some all the same.
 
-    A base checkpoint has no action head: it loads, for training, and cannot predict. Raises CheckpointError, and Contradiction for an
+    A base checkpoint has no action head: it loads, for training, and cannot predict. But a robot-pretrained base, whose config.json has
+    norm_stats of several datasets, acts token by token when norm_key chooses one (AutoregressiveBitVLA). prompt: of config.PROMPTS, of
+    such a base, by default "human". Raises CheckpointError, and Contradiction for an
     option that says something else than config.json.
     """
     require_dtype(dtype)
@@ -110,11 +117,12 @@ def load_checkpoint(
         control_hz=control_hz,
         norm_key=norm_key,
         use_proprio=use_proprio,
+        prompt=prompt,
     )
     weights, reading = {}, Reading(checkpoint)
     for name, tensor in reading:
-        converted = cast(name, tensor, dtype)
-        weights[name] = checkpoint.tensors[name] if converted is tensor else converted
+        as_wanted = cast(name, tensor, dtype)
+        weights[name] = checkpoint.tensors[name] if as_wanted is tensor else as_wanted
     model = describe(checkpoint, reading.model_hash)
     model.load_state_dict(weights, assign=True)
     return model.eval()
@@ -129,7 +137,7 @@ class Reading:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
-        self._digest = hashlib.sha256(json.dumps(asdict(checkpoint.config), sort_keys=True).encode())
+        self._digest = hashlib.sha256(json.dumps(described(checkpoint.config), sort_keys=True).encode())
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         path, places = self._checkpoint.path, self._checkpoint.places
@@ -148,9 +156,11 @@ class Reading:
 def describe(checkpoint: Checkpoint, model_hash: str) -> BitVLA:
     """A model without weights that is in all else the checkpoint's."""
     with torch.device("meta"):
-        model = BitVLA(checkpoint.config)
+        model = network(checkpoint.config)
     model.path, model.cameras, model.model_hash = checkpoint.path, checkpoint.cameras, model_hash
     model.norm_stats, model.norm_key = checkpoint.norm_stats, checkpoint.norm_key
+    if isinstance(model, AutoregressiveBitVLA):
+        model.vocabulary = checkpoint.vocabulary
     return model
 
 
@@ -163,6 +173,7 @@ def read_checkpoint(
     control_hz: float | None = None,
     norm_key: str | None = None,
     use_proprio: bool | None = None,
+    prompt: str | None = None,
 ) -> Checkpoint:
     """What `load_checkpoint` makes a model of, without converting or even reading a weight. path: a directory, see `resolve`."""
     files = local_layout(path)
@@ -170,24 +181,35 @@ def read_checkpoint(
     places, tensors = read_weights(path, files)
     for stem, file in files.heads.items():
         tensors |= read_head(path / file, stem)
-    tensors = {_rename(name): tensor for name, tensor in tensors.items() if not name.startswith(UNUSED)}
+    lm_head = tensors.pop(LM_HEAD, None)
+    tensors = {_rename(name): tensor for name, tensor in tensors.items()}
     for pattern, meaning in KNOWN_NAMES:
         if any(map(re.compile(pattern).search, tensors)):
             raise CheckpointError(f"{path} has {meaning}")
 
     try:
-        config = _parse_config(raw, path, tensors, activation_bits, attention, chunk, control_hz)
+        has_head, tokenizer = "action_head.fc2.weight" in tensors, read_json(path / "tokenizer.json")
+        discrete = None if has_head else discrete_actions(path, raw, tokenizer, norm_key, prompt)
+        if discrete is None:
+            agreed("prompt", prompt, "user", "the reference's fine-tuning", "only a robot-pretrained base, with a norm_key, has a choice")
+        config = _parse_config(raw, path, tensors, activation_bits, attention, chunk, control_hz, discrete)
         cameras = stated_cameras(raw)
+        vocabulary = None
+        if discrete is not None:
+            vocabulary = tensors.get(EMBEDDING) if lm_head is None else lm_head  # as the file says: tied where it has no lm_head
+            tensors |= token_head(path, vocabulary, config)
     except (CheckpointError, Contradiction):
         raise
     except (KeyError, TypeError, ValueError) as error:
         problem = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
         raise CheckpointError(f"{path / files.config} does not describe a BitVLA: {problem}") from error
-    norm_stats, chosen_key = _choose_statistics(path, read_statistics(path), config, norm_key)
-    _require_proprio(path, config, norm_stats, agreed("use_proprio", use_proprio, raw.get("use_proprio"), path / files.config))
+    norm_stats, chosen_key = _choose_statistics(path, raw["norm_stats"] if discrete else read_statistics(path), config, norm_key)
+    if discrete is None:
+        _require_proprio(path, config, norm_stats, agreed("use_proprio", use_proprio, raw.get("use_proprio"), path / files.config))
     with torch.device("meta"):
-        _check_tensors(path, tensors, BitVLA(config).state_dict())
-    return Checkpoint(path, config, tensors, norm_stats, chosen_key, cameras, {_rename(name): place for name, place in places.items()})
+        _check_tensors(path, tensors, network(config).state_dict())
+    renamed = {_rename(name): place for name, place in places.items()}
+    return Checkpoint(path, config, tensors, norm_stats, chosen_key, cameras, vocabulary, renamed)
 
 
 def require_dtype(dtype: torch.dtype) -> None:
@@ -233,6 +255,7 @@ def _parse_config(
     attention: str | None,
     chunk: int | None,
     control_hz: float | None,
+    discrete: DiscreteActions | None,
 ) -> BitVLAConfig:
     vision, text = raw["vision_config"], raw["text_config"]
     for value, name, allowed in (
@@ -262,6 +285,9 @@ def _parse_config(
     file = path / local_layout(path).config
     chunk = agreed("chunk", chunk, raw.get("chunk"), file)
     attention = agreed("attention", attention, raw.get("attention"), file)
+    if discrete is not None:
+        tokens = f"a robot-pretrained base that decodes token by token, as {path},"
+        chunk, attention = agreed("chunk", chunk, 1, tokens), agreed("attention", attention, "causal", tokens)
     return BitVLAConfig(
         vision=VisionConfig(**_known(VisionConfig, vision), ternary=vision_bits == (1, 8)),
         language=LanguageConfig(**_known(LanguageConfig, text | _rotation(text)), ternary=text_bits == (1, 8)),
@@ -275,6 +301,7 @@ def _parse_config(
         attention="bidirectional" if attention is None else attention,
         activation_bits=activation_bits,
         control_hz=agreed("control_hz", control_hz, raw.get("control_hz"), file),
+        discrete=discrete,
     )
 
 
@@ -304,9 +331,11 @@ def _known(kind: type, raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def _special_ids(path: Path, vocab_size: int) -> dict[str, int]:
-    """Ids by the text of the token; the documented id where the tokenizer (of a base checkpoint) does not have it yet."""
+    """Ids by the text of the token; where the tokenizer (of a base checkpoint) does not have it yet, the id that it will be given."""
     tokenizer = read_json(path / "tokenizer.json")
     try:
+        tokenizer = converted(tokenizer)
+        following = DOCUMENTED_IDS | following_ids(tokenizer)
         by_text = dict(tokenizer["model"]["vocab"]) if isinstance(tokenizer["model"]["vocab"], dict) else {}
         by_text |= {token["content"]: token["id"] for token in tokenizer.get("added_tokens", ())}
     except (KeyError, TypeError) as error:
@@ -314,7 +343,7 @@ def _special_ids(path: Path, vocab_size: int) -> dict[str, int]:
     taken = set(by_text.values())
     ids = {}
     for text in (END_OF_TEXT, IMAGE_PAD, PROPRIO_PAD):
-        ids[text] = by_text.get(text, DOCUMENTED_IDS[text])
+        ids[text] = by_text.get(text, following[text])
         if text not in by_text and (ids[text] in taken or ids[text] >= vocab_size):
             raise CheckpointError(
                 f"{path / 'tokenizer.json'} has no token {text}, and its documented id {ids[text]} "
@@ -335,8 +364,8 @@ def _choose_statistics(
 ) -> tuple[dict[str, Any] | None, str | None]:
     available = ", ".join(statistics) or "none"
     if norm_key is None:
-        if not statistics and not config.action_head:
-            return None, None
+        if not config.action_head:
+            return None, None  # a base, to be trained: the statistics of its new data take the place of what it has
         if len(statistics) != 1:
             problem = "has no dataset statistics" if not statistics else f"has statistics of several datasets ({available})"
             remedy = "put dataset_statistics.json beside the weights" if not statistics else "say which one with norm_key"
@@ -407,7 +436,7 @@ def cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 def hash_model(config: BitVLAConfig, tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 of the configuration and of every tensor as it is stored, hex."""
-    digest = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(described(config), sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         _update(digest, name, tensor)
     return digest.hexdigest()

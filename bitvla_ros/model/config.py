@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from .tokenizer import END_OF_TEXT, IMAGE_PAD, NANO_TOKENS, PROPRIO_PAD
 
 ATTENTIONS = ("bidirectional", "causal")
+PROMPTS = ("human", "user")
 
 
 @dataclass(frozen=True)
@@ -62,12 +64,32 @@ class LanguageConfig:
 
 
 @dataclass(frozen=True)
+class DiscreteActions:
+    """Actions as tokens, one after the other, each number one of `bins` tokens: the last ids of the vocabulary.
+
+    placeholder_id: stands for an image token in prompts, beside image_token_id (config.json's image_token_index); in the released base
+    it is the id of an action token too, so it says nothing about tokens behind the prompt. prompt: of PROMPTS, see policy/prompt.py.
+    """
+
+    bins: int = 256
+    placeholder_id: int = 128260
+    prompt: str = "human"
+
+    def __post_init__(self) -> None:
+        if self.bins < 2:
+            raise ValueError(f"discrete actions of {self.bins} bins: at least 2 are needed")
+        if self.prompt not in PROMPTS:
+            raise ValueError(f"prompt {self.prompt!r} is unknown: choose one of {', '.join(PROMPTS)}")
+
+
+@dataclass(frozen=True)
 class BitVLAConfig:
     """A whole model.
 
     chunk: actions a forward pass. proprio_dim: None for a model without proprioception. action_head: False for a base
-    checkpoint, which has not been fine-tuned to act. attention: "bidirectional" (every token sees every token) or "causal".
-    activation_bits: 8, or None without activation quantization. control_hz: rate the actions are meant for, None if unknown.
+    checkpoint, which has not been fine-tuned to act. discrete: how a robot-pretrained base acts all the same, token by token (see
+    autoregressive.py): causal, one action at a time, without proprioception. attention: "bidirectional" (every token sees every token) or
+    "causal". activation_bits: 8, or None without activation quantization. control_hz: rate the actions are meant for, None if unknown.
     *_token_id: where images and proprioception enter the prompt, and what ends the sequence.
     """
 
@@ -83,9 +105,12 @@ class BitVLAConfig:
     attention: str = "bidirectional"
     activation_bits: int | None = 8
     control_hz: float | None = None
+    discrete: DiscreteActions | None = None
 
     def __post_init__(self) -> None:
         _require_positive(self)
+        if self.discrete is not None:
+            self._check_discrete(self.discrete)
         if self.attention not in ATTENTIONS:
             raise ValueError(f"attention {self.attention!r} is unknown: choose one of {', '.join(ATTENTIONS)}")
         if self.activation_bits not in (8, None):
@@ -96,8 +121,42 @@ class BitVLAConfig:
 
     @property
     def action_tokens(self) -> int:
-        """Placeholders of a chunk, one for each number."""
+        """Tokens of a chunk, one for each number."""
         return self.chunk * self.action_dim
+
+    @property
+    def appended_tokens(self) -> int:
+        """Tokens that the language model computes behind the prompt: placeholders and the stop token, or all action tokens but the last."""
+        return self.action_tokens + 1 if self.discrete is None else self.action_tokens - 1
+
+    @property
+    def acts(self) -> bool:
+        """Whether the model gives actions; a base that is there to be trained does not."""
+        return self.action_head or self.discrete is not None
+
+    def _check_discrete(self, discrete: DiscreteActions) -> None:
+        if self.attention != "causal":
+            raise ValueError(f"attention is {self.attention!r}: a model that decodes actions token by token is causal")
+        if self.chunk != 1:
+            raise ValueError(f"chunk is {self.chunk}: a model that decodes actions token by token gives one at a time")
+        if self.action_head or self.proprio_dim is not None:
+            raise ValueError("a model that decodes actions token by token has neither an action head nor proprioception")
+        if discrete.bins > self.language.vocab_size:
+            raise ValueError(f"{discrete.bins} action tokens in a vocabulary of {self.language.vocab_size}")
+
+
+def described(config: BitVLAConfig) -> dict[str, Any]:
+    """As JSON, for files and hashes; without `discrete` where it is None, as older files are."""
+    parts = asdict(config)
+    if config.discrete is None:
+        del parts["discrete"]
+    return parts
+
+
+def from_description(description: dict[str, Any]) -> BitVLAConfig:
+    """The inverse of `described`. Raises KeyError, TypeError and ValueError."""
+    kinds = {"vision": VisionConfig, "language": LanguageConfig, "discrete": DiscreteActions}
+    return BitVLAConfig(**{name: kinds[name](**value) if name in kinds else value for name, value in description.items()})
 
 
 def preset(name: str, *, activation_bits: int | None = 8) -> BitVLAConfig:

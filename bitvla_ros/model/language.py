@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -11,11 +13,31 @@ from .attention import attend
 from .config import LanguageConfig
 
 
+class KeyValueCache:
+    """Keys and values that one layer computed for the tokens so far, for tokens that follow: [B, key-value heads, S, head_dim]."""
+
+    def __init__(self) -> None:
+        self._kept: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens so far."""
+        return 0 if self._kept is None else self._kept[0].shape[2]
+
+    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Keep those of new tokens; returns those of all tokens."""
+        if self._kept is not None:
+            k, v = torch.cat([self._kept[0], k], 2), torch.cat([self._kept[1], v], 2)
+        self._kept = k, v
+        return self._kept
+
+
 class LanguageModel(nn.Module):
     """embeddings: [B, S, hidden_size] -> hidden states [B, R, hidden_size] of the positions in `read`, after the final norm.
 
     mask: bool, broadcastable to [B, 1, S, S], True where a query (row) sees a key (column); None where every token sees every
     token. read: int64 [B, R]; the last layer's MLP, whose output no other position sees, is computed for these alone.
+    caches: one a layer, of the tokens before these, which are added; `mask` has a column for each of all tokens, earlier ones first.
     `embed_tokens` may be stored in a narrower dtype than the rest: only the few rows that are read are converted.
     """
 
@@ -26,11 +48,15 @@ class LanguageModel(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(config, activation_bits) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, embeddings: Tensor, mask: Tensor | None, read: Tensor) -> Tensor:
+    def forward(
+        self, embeddings: Tensor, mask: Tensor | None, read: Tensor, caches: Sequence[KeyValueCache | None] | None = None
+    ) -> Tensor:
         x = embeddings
-        rotary = rotary_table(x.shape[1], self.config.head_dim, self.config.rope_theta, x.dtype, x.device)
-        for i, layer in enumerate(self.layers, 1):
-            x = layer(x, rotary, mask, read if i == len(self.layers) else None)
+        before = caches[0].length if caches and caches[0] else 0
+        rotary = rotary_table(before + x.shape[1], self.config.head_dim, self.config.rope_theta, x.dtype, x.device)
+        rotary = rotary[0][before:], rotary[1][before:]
+        for i, (layer, cache) in enumerate(zip(self.layers, caches or [None] * len(self.layers), strict=True), 1):
+            x = layer(x, rotary, mask, read if i == len(self.layers) else None, cache)
         return self.norm(x)
 
 
@@ -42,8 +68,15 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config, activation_bits)
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None, read: Tensor | None = None) -> Tensor:
-        x = self.self_attn(x, self.input_layernorm, rotary, mask)
+    def forward(
+        self,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        read: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        x = self.self_attn(x, self.input_layernorm, rotary, mask, cache)
         if read is not None:
             x = x.gather(1, read[..., None].expand(-1, -1, x.shape[-1]))
         return self.mlp(x, self.post_attention_layernorm)
@@ -62,10 +95,14 @@ class Attention(nn.Module):
         self.o_proj = _linear(config, activation_bits, config.hidden_size, config.hidden_size)
         self.attn_sub_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, norm: RMSNorm, rotary: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
+    def forward(
+        self, x: Tensor, norm: RMSNorm, rotary: tuple[Tensor, Tensor], mask: Tensor | None, cache: KeyValueCache | None = None
+    ) -> Tensor:
         projected = norm_linear(norm, (self.q_proj, self.k_proj, self.v_proj), x)
         q, k, v = (p.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for p in projected)
         q, k = rotate(q, rotary), rotate(k, rotary)
+        if cache is not None:
+            k, v = cache.extend(k, v)
         seen = attend(q, k, v, mask).transpose(1, 2).flatten(2)
         return norm_linear(self.attn_sub_norm, (self.o_proj,), seen, residual=x)[0]
 

@@ -12,7 +12,6 @@ import json
 import os
 import random
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,9 +23,10 @@ from ..ternary.backends import choose
 from ..ternary.pack import PackedWeight, base3_size, has_invalid_codes, pack_weight, packed_shape, unpack, unpack_base3
 from ..ternary.quantize import QuantizedActivation
 from ..ternary.reference import integer_matmul
+from .autoregressive import network
 from .bitvla import BitVLA
 from .checkpoint import Checkpoint, Reading, cast, describe, load_checkpoint, read_checkpoint, require_dtype, resolve, stated_cameras
-from .config import BitVLAConfig, LanguageConfig, VisionConfig
+from .config import BitVLAConfig, described, from_description
 from .safetensors_file import ALIGNMENT, Entry, FormatError, map_file, read_header
 
 FORMAT, VERSION = "bitvla-packed", 1
@@ -83,6 +83,7 @@ def load(
     control_hz: float | None = None,
     norm_key: str | None = None,
     use_proprio: bool | None = None,
+    prompt: str | None = None,
 ) -> BitVLA:
     """A model that is ready to predict on `device`, from a packed model or from a checkpoint, which is packed in memory. A checkpoint's
     master weights are read one by one: at the peak memory holds the packed model and one tensor.
@@ -104,6 +105,7 @@ def load(
             control_hz=control_hz,
             norm_key=norm_key,
             use_proprio=use_proprio,
+            prompt=prompt,
         )
         return model
     if activation_bits is not None:
@@ -114,6 +116,7 @@ def load(
         "control_hz": control_hz,
         "norm_key": norm_key,
         "use_proprio": use_proprio,
+        "prompt": prompt,
     }
     if activation_bits is None:
         return load_checkpoint(path, dtype=dtype, activation_bits=None, **stated).to(device)
@@ -124,7 +127,7 @@ def _pack_in_memory(checkpoint: Checkpoint, device: torch.device | str, backend:
     """One master weight after the other, so that never more than one of them is in memory."""
     require_dtype(dtype)
     with torch.device("meta"):
-        layers = BitVLA(checkpoint.config).ternary_layers().keys()
+        layers = network(checkpoint.config).ternary_layers().keys()
     rest, packed, reading = {}, {}, Reading(checkpoint)
     for name, tensor in reading:
         layer = name.removesuffix(".weight")
@@ -148,6 +151,7 @@ def require_agreement(
     control_hz: float | None = None,
     norm_key: str | None = None,
     use_proprio: bool | None = None,
+    prompt: str | None = None,
 ) -> None:
     """Options for a model that states them all: a packed one, or a preset. where: what states them. stated_key: of its statistics;
     norm_key may lack its suffix `_no_noops`. Raises Contradiction."""
@@ -155,6 +159,7 @@ def require_agreement(
     agreed("chunk", chunk, config.chunk, where)
     agreed("control_hz", control_hz, config.control_hz, where)
     agreed("use_proprio", use_proprio, config.proprio_dim is not None, where)
+    agreed("prompt", prompt, "user" if config.discrete is None else config.discrete.prompt, where)
     agreed("norm_key", stated_key if f"{norm_key}_no_noops" == stated_key else norm_key, stated_key or "", where)
 
 
@@ -180,7 +185,7 @@ def load_packed(path: str | Path, device: torch.device | str = "cpu", backend: s
             words = unpack_base3(words, *packed_shape(rows, columns)[:2])
         weights[name] = PackedWeight(words, scale, rows, columns)
     with torch.device("meta"):
-        model = BitVLA(packed.config)
+        model = network(packed.config)
     model.load_state_dict({name: cast(name, tensor, dtype) for name, tensor in stored.items()}, strict=False, assign=True)
     model.set_packed(weights, backend, device)
     _check_products(packed, weights, model)
@@ -272,12 +277,11 @@ def _parse_config(file: Path, description: dict[str, Any]) -> BitVLAConfig:
     if description["encoding"] not in ENCODINGS:
         raise PackedModelError(f"{file} has the encoding {description['encoding']!r}: expected {' or '.join(ENCODINGS)}. {_AGAIN}")
     try:
-        parts = dict(description["config"])
-        config = BitVLAConfig(**parts | {"vision": VisionConfig(**parts["vision"]), "language": LanguageConfig(**parts["language"])})
+        config = from_description(description["config"])
         stated_cameras(description)
     except (KeyError, TypeError, ValueError) as error:
         raise PackedModelError(f"{file} does not describe a BitVLA: {error}. {_AGAIN}") from error
-    if config.activation_bits is None or asdict(config) != description["config"]:
+    if config.activation_bits is None or described(config) != description["config"]:
         raise PackedModelError(f"{file} does not describe a BitVLA with packed weights. {_AGAIN}")
     return config
 
@@ -300,7 +304,7 @@ def _check_companions(path: Path, files: dict[str, str]) -> None:
 def stored_shapes(config: BitVLAConfig, encoding: str) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, int]]]:
     """Shapes of all tensors in the file by their names, and [rows, columns] of each ternary layer."""
     with torch.device("meta"):
-        model = BitVLA(config)
+        model = network(config)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     layers = {}
     for name, layer in model.ternary_layers().items():

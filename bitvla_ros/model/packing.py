@@ -8,7 +8,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,9 +17,9 @@ from torch import Tensor
 
 from ..ternary.pack import pack_base3, pack_weight
 from .bitvla import BitVLA
-from .checkpoint import CheckpointError, Reading, read_checkpoint, resolve
+from .checkpoint import CheckpointError, Reading, read_checkpoint, read_statistics, resolve
 from .checkpoint_files import require_content
-from .config import BitVLAConfig, preset
+from .config import BitVLAConfig, described, preset
 from .hub import commit_of
 from .layout import local_layout
 from .packed import (
@@ -67,6 +66,7 @@ def pack_model(
     control_hz: float | None = None,
     norm_key: str | None = None,
     use_proprio: bool | None = None,
+    prompt: str | None = None,
     progress: Progress = lambda name, done, total: None,
 ) -> dict[str, Any]:
     """Write a packed model to the new directory `out`, whole or not at all; returns its config.json.
@@ -87,6 +87,7 @@ def pack_model(
         "control_hz": None if control_hz is None else float(control_hz),
         "norm_key": norm_key,
         "use_proprio": use_proprio,
+        "prompt": prompt,
     }
     if str(source).startswith(RANDOM):
         opened = _from_preset(str(source).removeprefix(RANDOM))
@@ -146,7 +147,7 @@ def _describe(source: _Source, encoding: str, header_hash: str, hashes: dict[str
         "format": FORMAT,
         "format_version": VERSION,
         "encoding": encoding,
-        "config": asdict(source.config),
+        "config": described(source.config),
         "norm_stats": source.norm_stats,
         "norm_key": source.norm_key,
         **({} if source.cameras is None else {"cameras": list(source.cameras)}),
@@ -165,12 +166,17 @@ def _from_checkpoint(source: str | Path, stated: dict[str, Any]) -> _Source:
     path = resolve(source)
     checkpoint = read_checkpoint(path, **stated)
     config = checkpoint.config
-    if config.action_head and config.control_hz is None:
+    if not config.acts and (keys := read_statistics(path)):
+        raise PackedModelError(
+            f"{path} is a robot-pretrained base with statistics of {len(keys)} datasets: choose the one whose actions it is to give with "
+            f"--norm-key, of {', '.join(keys)}"
+        )
+    if config.acts and config.control_hz is None:
         raise PackedModelError(
             f"{path} does not say at what rate its actions are meant to be played: give the rate of the dataset that it was "
             "fine-tuned on with --control-hz (LIBERO: 20)"
         )
-    if config.action_head and not (path / "preprocessor_config.json").is_file():
+    if config.acts and not (path / "preprocessor_config.json").is_file():
         raise CheckpointError(f"{path / 'preprocessor_config.json'} is missing, which says how images are prepared: fetch it again")
     dtypes = {name: tensor.dtype for name, tensor in checkpoint.tensors.items()}
     odd = {name: dtype for name, dtype in dtypes.items() if dtype not in DTYPES.values()}

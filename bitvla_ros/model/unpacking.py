@@ -8,6 +8,7 @@ import torch
 
 from ..ternary.pack import unpack
 from ..ternary.quantize import master_weight
+from .autoregressive import network
 from .bitvla import BitVLA
 from .packed import load_packed
 
@@ -26,7 +27,7 @@ def unpack_model(path: str | Path, *, seed: int = 0) -> BitVLA:
         codes = unpack(words, layer.out_features, layer.in_features)
         weights[f"{name}.weight"] = master_weight(codes, scale, generator)
     with torch.device("meta"):
-        model = BitVLA(packed.config)
+        model = network(packed.config)
     model.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, assign=True)
     model.path, model.norm_stats, model.norm_key, model.model_hash = packed.path, packed.norm_stats, packed.norm_key, packed.model_hash
     model.cameras = packed.cameras

@@ -17,6 +17,7 @@ PARAMETERS = (
     Parameter("model", "", "bitvla: a checkpoint (directory or hub id: owner/name@revision), random:nano, random:3b. replay: a file"),
     Parameter("norm_key", "", "Which of the checkpoint's statistics to use; empty where it has only one"),
     Parameter("attention", "", "Mask of the language model, where the checkpoint does not say", choices=("", "bidirectional", "causal")),
+    Parameter("prompt", "", "Prompt of a robot-pretrained base that does not say; empty: human", choices=("", "human", "user")),
     Parameter("chunk", 0, "Actions a forward pass, where the checkpoint does not say; 0: as it says", minimum=0, maximum=1000),
     Parameter("control_hz", 0.0, "Rate the actions are meant for, where the checkpoint does not say; 0: as it says", "Hz", 0, 1000),
     Parameter("use_proprio", True, "false: the checkpoint was fine-tuned without proprioception, where it does not say"),
@@ -46,13 +47,13 @@ PARAMETERS = (
 RANDOM = "random:"  # and a preset
 DEFAULTS = {parameter.name: parameter.default for parameter in PARAMETERS}
 # What model.load and the policy take.
-OF_MODELS = ("norm_key", "attention", "chunk", "control_hz", "use_proprio", "cameras", "rotate_180", "jpeg", "fit")
+OF_MODELS = ("norm_key", "prompt", "attention", "chunk", "control_hz", "use_proprio", "cameras", "rotate_180", "jpeg", "fit")
 # Of the parameters that choose what acts, those that each reads. The others are about the cell, and stay in its profile whoever acts.
 READ = {
     "the expert": ("control_hz", "chunk"),
     "a replay": ("model", "control_hz", "chunk"),
     "random weights": ("model", "norm_key", "attention", "chunk", "control_hz", "use_proprio", "activation_bits", "dtype", "seed"),
-    "a trained model": ("model", "norm_key", "attention", "chunk", "control_hz", "use_proprio", "activation_bits", "dtype"),
+    "a trained model": ("model", "norm_key", "prompt", "attention", "chunk", "control_hz", "use_proprio", "activation_bits", "dtype"),
 }
 
 

@@ -271,6 +271,7 @@ class PolicyNode(ManagedNode):
     def status(self) -> Status:
         spec, schedule = self._policy.spec, self._schedule
         values = {"policy": spec.name, "model_hash": spec.model_hash, "chunks": self._sequence, **self._last}
+        values |= getattr(self._policy, "counts", {})
         values |= {f"refused.{reason}": count for reason, count in sorted(self._refusals.items())}
         if schedule is not None:
             values |= {"epoch": schedule.epoch, "instruction": schedule.instruction}

@@ -8,8 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from ..model import BitVLA, build, default_dtype, load, with_byte_tokenizer
+from ..model import BitVLA, Prediction, build, default_dtype, load, with_byte_tokenizer
+from ..model.autoregressive import AutoregressiveBitVLA
+from ..model.checkpoint import read_statistics
 from ..model.graph import predictor
 from ..model.packed import require_agreement
 from ..model.random_weights import RANDOM_KEY
@@ -38,9 +41,11 @@ class BitVLAPolicy:
     """Joins preprocessing, prompt, network and normalisation. `load` and `random` make one.
 
     model: ready to predict, on its device, where it stays. tokenizer: see load_tokenizer. recipe: how images are prepared.
-    cameras: roles, in the order of training; where the model does not say either, scene and wrist. statistics: by default the model's.
+    cameras: roles, in the order of training; where the model does not say either, scene and wrist, and of a robot-pretrained base, which
+    was trained with one camera, scene. statistics: by default the model's.
     control_hz: rate the actions are meant for, where the model does not say. frame: in which actions are expressed, that of the
-    end-effector pose. Raises PolicyError, PromptError or StatisticsError where these do not fit together, and Contradiction.
+    end-effector pose. counts: of a model that decodes token by token, action_tokens and foreign_tokens so far (see
+    AutoregressiveBitVLA). Raises PolicyError, PromptError or StatisticsError where these do not fit together, and Contradiction.
     """
 
     def __init__(
@@ -57,7 +62,8 @@ class BitVLAPolicy:
         config = model.config
         where = "its configuration" if model.path is None else model.path / "config.json"
         cameras = agreed("cameras", cameras, model.cameras, where)
-        cameras = CAMERAS if cameras is None else cameras
+        if cameras is None:
+            cameras = CAMERAS if config.discrete is None else CAMERAS[:1]
         control_hz = agreed("control_hz", control_hz, config.control_hz, where)
         if control_hz is None:
             raise PolicyError(
@@ -71,8 +77,8 @@ class BitVLAPolicy:
                 f"the checkpoint has {config.action_dim} numbers an action and {config.proprio_dim} of proprioception; "
                 f"this policy drives one end effector with {ACTION_DIM}, and {STATE_DIM} or none of proprioception"
             )
-        if not config.action_head:
-            raise PolicyError("the checkpoint has no action head; expected a fine-tuned one, with action_head--*_checkpoint.pt")
+        if not config.acts:
+            raise PolicyError(_why_it_cannot_act(model))
         if not cameras or len(set(cameras)) != len(cameras):
             raise PolicyError(f"cameras are {cameras}; name each of the checkpoint's cameras once, in the order of training")
         size = config.vision.image_size
@@ -80,7 +86,8 @@ class BitVLAPolicy:
             raise PolicyError(
                 f"preprocessing gives images of {recipe.shape}, the network takes {(size, size)}; do its files belong together?"
             )
-        self.prompt = Prompt(tokenizer, image_tokens=config.vision.num_patches, cameras=len(cameras))
+        kind = "user" if config.discrete is None else config.discrete.prompt
+        self.prompt = Prompt(tokenizer, image_tokens=config.vision.num_patches, cameras=len(cameras), kind=kind)
         if (self.prompt.image_token_id, self.prompt.proprio_token_id) != (config.image_token_id, config.proprio_token_id):
             raise PolicyError("the tokenizer and the network disagree about the ids of the image and proprioception tokens")
         self.model = model
@@ -88,6 +95,7 @@ class BitVLAPolicy:
         self.recipe = recipe
         self.statistics = statistics or Statistics.from_dict(model.norm_stats, action_dim=config.action_dim, proprio_dim=config.proprio_dim)
         self.frame = frame
+        self.counts: dict[str, int] = {}
         self.spec = PolicySpec("bitvla", tuple(cameras), config.chunk, float(control_hz), False, model.model_hash)
 
     @classmethod
@@ -108,7 +116,8 @@ class BitVLAPolicy:
         """
         model = load(path_or_hub_id, **options)
         assert model.path is not None
-        recipe = ImageRecipe.from_checkpoint(model.path, rotate_180=rotate_180, jpeg=jpeg, fit=fit)
+        read = ImageRecipe.from_checkpoint if model.config.discrete is None else ImageRecipe.from_base
+        recipe = read(model.path, rotate_180=rotate_180, jpeg=jpeg, fit=fit)
         return cls(model, load_tokenizer(model.path), recipe=recipe, cameras=cameras, frame=frame)
 
     @classmethod
@@ -165,7 +174,8 @@ class BitVLAPolicy:
         proprio = None if bounds is None else torch.from_numpy(normalise_proprio(observation.state, bounds))
 
         prepared = time.perf_counter()
-        normalised = self._predict(pixel_values, input_ids, proprio).normalized_actions.float().cpu().numpy()
+        prediction = self._predict(pixel_values, input_ids, proprio)
+        normalised = self._numbers(prediction)
         inferred = time.perf_counter()
 
         if not np.isfinite(normalised).all():
@@ -185,10 +195,28 @@ class BitVLAPolicy:
             latency=Latency(prepared - start, inferred - prepared, time.perf_counter() - start),
         )
 
+    def _numbers(self, prediction: Prediction) -> NDArray[np.floating[Any]]:
+        """Normalised actions [H, A]: float64 of tokens, as they stand for exact numbers, else float32."""
+        if not isinstance(self.model, AutoregressiveBitVLA):
+            return prediction.normalized_actions.float().cpu().numpy()
+        foreign = self.model.foreign_tokens(prediction.action_hidden)
+        if foreign is not None:
+            for name, count in (("action_tokens", self.model.config.action_dim), ("foreign_tokens", foreign)):
+                self.counts[name] = self.counts.get(name, 0) + count
+        return prediction.normalized_actions.cpu().numpy()
+
     def warm_up(self, runs: int = 2) -> Latency:
         """Infer from made-up observations, so that the first real chunk is not the slow one. Returns the last latency."""
         random = np.random.default_rng(0)
         images = {role: random.integers(0, 256, (256, 256, 3), dtype=np.uint8) for role in self.spec.cameras}
         observation = Observation(images, np.zeros(STATE_DIM), "warm up", dict.fromkeys((*self.spec.cameras, "state"), 1))
         chunks = [self.infer(observation) for _ in range(max(1, runs))]
+        self.counts.clear()
         return chunks[-1].latency
+
+
+def _why_it_cannot_act(model: BitVLA) -> str:
+    keys = [] if model.path is None else list(read_statistics(model.path))
+    if keys:
+        return f"a robot-pretrained base acts with one of its datasets' statistics; give norm_key, of {', '.join(keys)}; or fine-tune it"
+    return "the checkpoint has no action head; expected a fine-tuned one, with action_head--*_checkpoint.pt"

@@ -27,15 +27,15 @@ class ImageRecipeError(ValueError):
 class ImageRecipe:
     """How an upright RGB frame is prepared; call it with one.
 
-    image_size: side in pixels of the lanczos3 resize and the centre crop. output_size: (height, width) the network takes; a bicubic
-    resize leads there where it differs (None: image_size). rotate_180: only for frames that nobody has turned upright yet, such as
-    LIBERO's raw renderings. jpeg: the round trip that LIBERO's datasets went through; real cameras do not need it.
-    fit: what the checkpoint's dataset did with frames that are not square, "squash" them or "crop" the central square.
+    image_size: side in pixels of the lanczos3 resize and the centre crop (None: no such resize). output_size: (height, width) the network
+    takes; a bicubic resize leads there where it differs (None: image_size; one of the two is needed). rotate_180: only for frames that
+    nobody has turned upright yet, such as LIBERO's raw renderings. jpeg: the round trip that LIBERO's datasets went through; real cameras
+    do not need it. fit: what the checkpoint's dataset did with frames that are not square, "squash" them or "crop" the central square.
     crop_area: share of the area that the centre crop keeps (None: no crop).
     mean, std, rescale: one number a channel, as in preprocessor_config.json.
     """
 
-    image_size: int = 224
+    image_size: int | None = 224
     output_size: tuple[int, int] | None = None
     rotate_180: bool = False
     jpeg: bool = False
@@ -46,7 +46,9 @@ class ImageRecipe:
     rescale: float = 1 / 255
 
     def __post_init__(self) -> None:
-        if self.image_size < 2:
+        if self.image_size is None and self.output_size is None:
+            raise ImageRecipeError("neither image_size nor output_size is given; give the side of the model's images in pixels")
+        if self.image_size is not None and self.image_size < 2:
             raise ImageRecipeError(f"image_size is {self.image_size}; give the side of the model's images in pixels, at least 2")
         if self.fit not in FITS:
             raise ImageRecipeError(f"fit is {self.fit!r}; choose one of {', '.join(FITS)}, as the checkpoint's dataset did")
@@ -65,35 +67,27 @@ class ImageRecipe:
         say so for a checkpoint of another size that it fine-tuned.
         Raises ImageRecipeError where the file is missing or does not describe a fixed resize, rescale and normalisation.
         """
-        file = Path(path) / "preprocessor_config.json"
-        try:
-            config = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ImageRecipeError(f"{file} cannot be read ({error}); a BitVLA checkpoint holds one, fetch it again") from error
-        try:
-            size = config["size"]
-            height, width = (size, size) if isinstance(size, int) else (int(size["height"]), int(size["width"]))
-            mean, std = tuple(map(float, config["image_mean"])), tuple(map(float, config["image_std"]))
-            rescale = float(config["rescale_factor"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise ImageRecipeError(
-                f"{file} lacks or garbles {error}; expected size {{height, width}}, image_mean, image_std, rescale_factor"
-            ) from error
-        off = [key for key in ("do_resize", "do_rescale", "do_normalize") if config.get(key) is False]
-        if off:
-            raise ImageRecipeError(f"{file} switches {', '.join(off)} off; BitVLA is defined with all three on")
-        if config.get("resample", Image.Resampling.BICUBIC) != Image.Resampling.BICUBIC:
-            raise ImageRecipeError(f"{file} asks for resample {config['resample']}; BitVLA is defined with {int(Image.Resampling.BICUBIC)}")
+        file, (height, width), mean, std, rescale = _read(path)
         if image_size is None:
             if height != width:
                 raise ImageRecipeError(f"{file} asks for {height} x {width}; give image_size, the side that the square crop works at")
             image_size = height
         return cls(image_size, (height, width), rotate_180, jpeg, fit, CROP_AREA, mean, std, rescale)
 
+    @classmethod
+    def from_base(cls, path: Path | str, *, rotate_180: bool = False, jpeg: bool = False, fit: str = "squash") -> ImageRecipe:
+        """For a robot-pretrained base, whose images are only resized: bicubic, to the size in preprocessor_config.json in `path`, whatever
+        their shape, and not cropped. Raises ImageRecipeError as `from_checkpoint` does."""
+        _, size, mean, std, rescale = _read(path)
+        return cls(None, size, rotate_180, jpeg, fit, None, mean, std, rescale)
+
     @property
     def shape(self) -> tuple[int, int]:
         """(height, width) of what comes out."""
-        return self.output_size or (self.image_size, self.image_size)
+        if self.output_size is not None:
+            return self.output_size
+        assert self.image_size is not None
+        return self.image_size, self.image_size
 
     def pixels(self, image: UInt8Image) -> UInt8Image:
         """uint8 [H, W, 3], RGB -> uint8 [h, w, 3]: everything up to the normalisation."""
@@ -105,7 +99,8 @@ class ImageRecipe:
             image = centre_square(image)
         if self.jpeg:
             image = jpeg_round_trip(image)
-        image = resize_lanczos3(image, self.image_size)
+        if self.image_size is not None:
+            image = resize_lanczos3(image, self.image_size)
         if self.crop_area is not None:
             image = centre_crop(image, self.crop_area)
         return resize_bicubic(image, self.shape)
@@ -113,6 +108,30 @@ class ImageRecipe:
     def __call__(self, image: UInt8Image) -> NDArray[np.float32]:
         """uint8 [H, W, 3], RGB, upright (see rotate_180) -> float32 [3, h, w]."""
         return normalise(self.pixels(image), self.mean, self.std, self.rescale)
+
+
+def _read(path: Path | str) -> tuple[Path, tuple[int, int], tuple[float, ...], tuple[float, ...], float]:
+    """preprocessor_config.json in the directory `path`: the file, (height, width), mean, std and rescale."""
+    file = Path(path) / "preprocessor_config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ImageRecipeError(f"{file} cannot be read ({error}); a BitVLA checkpoint holds one, fetch it again") from error
+    try:
+        size = config["size"]
+        height, width = (size, size) if isinstance(size, int) else (int(size["height"]), int(size["width"]))
+        mean, std = tuple(map(float, config["image_mean"])), tuple(map(float, config["image_std"]))
+        rescale = float(config["rescale_factor"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ImageRecipeError(
+            f"{file} lacks or garbles {error}; expected size {{height, width}}, image_mean, image_std, rescale_factor"
+        ) from error
+    off = [key for key in ("do_resize", "do_rescale", "do_normalize") if config.get(key) is False]
+    if off:
+        raise ImageRecipeError(f"{file} switches {', '.join(off)} off; BitVLA is defined with all three on")
+    if config.get("resample", Image.Resampling.BICUBIC) != Image.Resampling.BICUBIC:
+        raise ImageRecipeError(f"{file} asks for resample {config['resample']}; BitVLA is defined with {int(Image.Resampling.BICUBIC)}")
+    return file, (height, width), mean, std, rescale
 
 
 def centre_square(image: UInt8Image) -> UInt8Image:

@@ -14,10 +14,12 @@ IMAGE_TOKEN = "<|image_pad|>"
 PROPRIO_TOKEN = "<proprio_pad>"
 TURN_TOKEN = "<|eot_id|>"
 
-# Installed by the reference's convert_ckpt.py; used where a tokenizer has no chat template of its own.
-CHAT_TEMPLATE = (
+SYSTEM = (
     "System: A chat between a curious human and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the human's questions.<|eot_id|>"
+)
+# Installed by the reference's convert_ckpt.py; used where a tokenizer has no chat template of its own.
+CHAT_TEMPLATE = SYSTEM + (
     "{% for message in messages %}{{ message['role'] | capitalize + ': ' + message['content'] | trim + '<|eot_id|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'Assistant: ' }}{% endif %}"
 )
@@ -44,11 +46,13 @@ class Prompt:
     """Call it with an instruction: int64 [P] token ids, ready for the network.
 
     BOS, system sentence, `User: `, `image_tokens` image tokens a camera, one proprioception token, the question, `Assistant: `.
-    tokenizer: a transformers tokenizer (see `load_tokenizer`). image_tokens: patches of one image. cameras: how many images.
+    tokenizer: a transformers tokenizer (see `load_tokenizer`). image_tokens: patches of one image. cameras: how many images. kind: of
+    model.config.PROMPTS. "user" is the above, the reference's fine-tuning prompt; "human", of robot-pretrained bases, says `Human: `, has
+    a newline behind each image and no proprioception token.
     Raises PromptError for a tokenizer without BitVLA's special tokens.
     """
 
-    def __init__(self, tokenizer: Any, *, image_tokens: int, cameras: int) -> None:
+    def __init__(self, tokenizer: Any, *, image_tokens: int, cameras: int, kind: str = "user") -> None:
         if image_tokens < 1 or cameras < 1:
             raise PromptError(f"{cameras} cameras with {image_tokens} tokens each: both must be at least 1")
         vocabulary = tokenizer.get_vocab()
@@ -62,6 +66,7 @@ class Prompt:
             raise PromptError("the tokenizer has no bos_token; expected <|begin_of_text|> in tokenizer_config.json")
         self.image_tokens = image_tokens
         self.cameras = cameras
+        self.kind = kind
         self.image_token_id: int = vocabulary[IMAGE_TOKEN]
         self.proprio_token_id: int = vocabulary[PROPRIO_TOKEN]
         self._bos: int = tokenizer.bos_token_id
@@ -83,6 +88,9 @@ class Prompt:
         control = next((token for token in self._control if token.strip() and token in task), "")
         if problem or control:
             raise PromptError(problem or f"the instruction holds {control!r}, a control token of the model; say it in words")
+        if self.kind == "human":
+            images = f"{IMAGE_TOKEN}\n" * self.cameras
+            return f"{SYSTEM}Human: {images}What action should the robot take to {task}?{TURN_TOKEN}Assistant: "
         # "<image>\n" a camera in the datasets; the reference's substitution swallows the newline.
         content = IMAGE_TOKEN * self.cameras + PROPRIO_TOKEN + f"What action should the robot take to {task}?"
         messages = [{"role": "user", "content": content}]
@@ -102,9 +110,10 @@ class Prompt:
                 "tokenizer.json's post_processor puts it there, and the instruction must not contain it"
             )
         images, proprio = int((ids == self.image_token_id).sum()), int((ids == self.proprio_token_id).sum())
-        if images != self.cameras or proprio != 1:
+        expected = 1 if self.kind == "user" else 0
+        if images != self.cameras or proprio != expected:
             raise PromptError(
-                f"the prompt has {images} image and {proprio} proprioception tokens, expected {self.cameras} and 1; "
+                f"the prompt has {images} image and {proprio} proprioception tokens, expected {self.cameras} and {expected}; "
                 f"the instruction must not contain {IMAGE_TOKEN} or {PROPRIO_TOKEN}, nor the chat template drop them: {instruction!r}"
             )
         ids = np.repeat(ids, np.where(ids == self.image_token_id, self.image_tokens, 1))

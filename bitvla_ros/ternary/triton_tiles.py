@@ -47,6 +47,7 @@ _OTHER = Processor(2048, 32, _AMPERE)
 _SPLITS = (1, 2, 4, 8)
 _EDGE_CYCLES = 1500  # before a program's first and after its last product: addresses, the pipeline's filling, rescaling, storing
 
+FEW = 64  # tokens, of which what was measured with a whole sequence says nothing: the steps of a model that decodes token by token
 # (compute capability, N, K): tiles, for the chunk's number of tokens, as `python -m bitvla_ros.evaluation.tune_tiles` prints them.
 MEASURED: dict[tuple[tuple[int, int], int, int], Tiles] = {}
 
@@ -54,7 +55,7 @@ MEASURED: dict[tuple[tuple[int, int], int, int], Tiles] = {}
 @cache
 def choose_tiles(capability: tuple[int, int], processors: int, tokens: int, rows: int, columns: int) -> Tiles:
     """For a product [rows, columns] x [columns, tokens] on a GPU with so many streaming multiprocessors."""
-    measured = MEASURED.get((capability, rows, columns))
+    measured = MEASURED.get((capability, rows, columns)) if tokens > FEW else None
     return measured or min(candidates(capability, columns), key=lambda tiles: _cycles(tiles, capability, processors, tokens, rows, columns))
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..model import BitVLA, CheckpointError, build, load_checkpoint, with_byte_tokenizer
+from ..model import BitVLA, BitVLAConfig, CheckpointError, build, load_checkpoint, with_byte_tokenizer
 from ..model.checkpoint import read_statistics, resolve
+from ..model.discrete import HEAD
 from ..model.packed import is_packed
 from ..model.random_weights import draw
-from ..model.tokenizer import ACTION_BINS, IMAGE_PAD, PROPRIO_PAD, tokenizer_of
+from ..model.token_additions import additions, converted
+from ..model.tokenizer import IMAGE_PAD, PAD, PROPRIO_PAD, tokenizer_of
 from ..model.unpacking import unpack_model
 from ..policy.preprocessing import ImageRecipe
 from ..policy.prompt import CHAT_TEMPLATE, load_tokenizer
@@ -74,8 +77,11 @@ def image_recipe(model: BitVLA) -> ImageRecipe:
 
 def with_heads(base: BitVLA, seed: int) -> BitVLA:
     """A base checkpoint with an action head and a proprio projector of random weights."""
-    model = BitVLA(replace(base.config, action_head=True, proprio_dim=base.config.proprio_dim or STATE_DIM))
-    weights = dict(base.state_dict())
+    config = base.config
+    if config.discrete is not None:  # what says actions token by token becomes what says a chunk at once, as a base does without a key
+        config = replace(config, discrete=None, attention=BitVLAConfig.attention, chunk=BitVLAConfig.chunk)
+    model = BitVLA(replace(config, action_head=True, proprio_dim=config.proprio_dim or STATE_DIM))
+    weights = {name: tensor for name, tensor in base.state_dict().items() if name != HEAD}
     for name, _, parts in draw(model, seed=seed, dtype=torch.float32):
         drawn = torch.cat(list(parts))
         weights.setdefault(name, drawn)
@@ -85,11 +91,12 @@ def with_heads(base: BitVLA, seed: int) -> BitVLA:
 
 
 def complete(tokenizer: Any, model: BitVLA) -> Any:
-    """The tokenizer of a base checkpoint with the tokens that the reference's fine-tuning appends; others stay as they are."""
+    """The tokenizer of a base checkpoint as the reference fine-tunes it (model/token_additions.py); others stay as they are."""
     vocabulary = tokenizer.get_vocab()
     if IMAGE_PAD in vocabulary and PROPRIO_PAD in vocabulary:
         return tokenizer
-    tokenizer.add_tokens([IMAGE_PAD, PROPRIO_PAD, *(f"<action_{i}>" for i in range(ACTION_BINS))], special_tokens=True)
+    tokenizer = _converted(tokenizer)
+    tokenizer.add_tokens(additions(model.config.proprio_token_id, model.config.language.vocab_size), special_tokens=True)
     ids = tokenizer.convert_tokens_to_ids([IMAGE_PAD, PROPRIO_PAD])
     if ids != [model.config.image_token_id, model.config.proprio_token_id]:
         raise CheckpointError(
@@ -97,3 +104,22 @@ def complete(tokenizer: Any, model: BitVLA) -> Any:
             f"{[model.config.image_token_id, model.config.proprio_token_id]}: run the reference's convert_ckpt.py on the checkpoint first"
         )
     return tokenizer
+
+
+def _converted(tokenizer: Any) -> Any:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    changed = converted(content)
+    if changed == content:
+        return tokenizer
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(changed)),
+        bos_token=tokenizer.bos_token,
+        eos_token=tokenizer.eos_token,
+        pad_token=PAD,
+        chat_template=CHAT_TEMPLATE,
+        model_max_length=tokenizer.model_max_length,
+        clean_up_tokenization_spaces=False,
+    )
