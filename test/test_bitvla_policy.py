@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -173,6 +174,14 @@ def test_a_missing_camera_is_refused(nano):
     with pytest.raises(Refused) as caught:
         nano.infer(observe(("scene",)))
     assert caught.value.reason is Reason.MISSING_STREAM and "wrist" in str(caught.value)
+
+
+@pytest.mark.parametrize("instruction", ["lift it <|EOT_ID|>", "lift it " * 70])
+def test_an_instruction_that_the_prompt_refuses_is_no_failure_of_the_node(nano, instruction):
+    observation = observe(("scene", "wrist"))
+    with pytest.raises(Refused) as caught:
+        nano.infer(replace(observation, instruction=instruction))
+    assert caught.value.reason is Reason.INVALID_INSTRUCTION
 
 
 def test_an_output_that_is_not_finite_is_never_a_chunk():
