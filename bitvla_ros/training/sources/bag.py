@@ -66,7 +66,7 @@ class Bag:
 
     def find(self, name: str, types: Sequence[str], what: str, *, required: bool = True) -> str:
         """The topic called `name`, or the only one whose name ends with it. types: those it may have, as "sensor_msgs/Image".
-        Empty where there is no such topic that holds messages, and it is not required."""
+        Where it is not required, empty for none that holds messages, and for one of a type that has nothing to do with it."""
         full = _absolute(name)
         names = [topic for topic in self.types if _absolute(topic) == full] or [
             topic for topic in self.types if _absolute(topic).endswith(full)

@@ -234,10 +234,7 @@ def _intervals(bag: Bag, streams: _Streams, options: RosbagOptions) -> Iterator[
 def _instruction(bag: Bag) -> str:
     """The one that the bag holds."""
     for name in ("instruction", "task"):
-        try:
-            topic = bag.find(name, ("std_msgs/String", "bitvla_ros/Task"), "instruction", required=False)
-        except ConversionError:  # others mean other things by these names
-            continue
+        topic = bag.find(name, ("std_msgs/String", "bitvla_ros/Task"), "instruction", required=False)
         if not topic:
             continue
         field = "data" if bag.types[topic] == "std_msgs/String" else "instruction"
