@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,11 @@ from robot_base import CASES, FOLDER, LM_HEAD, VECTORS, expected, imitate_raw, i
 from safetensors.torch import load_file
 
 from bitvla_ros import cli
-from bitvla_ros.model import PackedModelError, load, load_checkpoint, pack_model
+from bitvla_ros.evaluation.readiness import needs
+from bitvla_ros.model import CheckpointError, PackedModelError, load, load_checkpoint, pack_model
 from bitvla_ros.model.autoregressive import AutoregressiveBitVLA
 from bitvla_ros.model.packed import read_packed
+from bitvla_ros.model.saving import save_checkpoint
 from bitvla_ros.policy.bitvla import BitVLAPolicy, PolicyError
 from bitvla_ros.policy.normalization import to_command, unnormalise_actions
 from bitvla_ros.policy.observation import Observation
@@ -106,6 +109,25 @@ def test_a_rate_is_never_guessed(base):
         BitVLAPolicy.load(base, norm_key="bridge_orig")
 
 
+def test_the_doctor_is_told_what_it_needs(base, packed):
+    for found in (needs(str(base), norm_key="bridge_orig"), needs(str(packed))):
+        assert (found.chunk, found.image_size, found.cameras, found.usual_cameras) == (1, 112, None, ("scene",))
+        assert found.state_low is None
+    with pytest.raises(ValueError, match="give a robot-pretrained base a norm_key"):
+        needs(str(base))
+
+
+def test_the_doctor_looks_for_the_one_camera(packed):
+    pytest.importorskip("rclpy", reason="no rclpy: install with '.[ros]' or source a ROS installation")
+    from bitvla_ros.nodes.doctor import _model
+    from bitvla_ros.nodes.doctor.expected import load_expected
+
+    expected = load_expected()
+    assert _model(str(packed), expected)[0].cameras == ("scene",)
+    front = replace(expected, policy={**expected.policy, "cameras": ("front",)})
+    assert _model(str(packed), front)[0].cameras == ("front",)
+
+
 # --- packed ---------------------------------------------------------------------------------------------------------------
 
 
@@ -150,6 +172,11 @@ def test_an_older_packed_model_says_nothing_of_tokens():
     """What is new in a configuration is left out where it is not there, so that older files and hashes are as they were."""
     found = read_packed(Path(__file__).parents[1] / "models" / "nano")
     assert "discrete" not in found.description["config"] and found.config.discrete is None
+
+
+def test_a_token_policy_is_not_saved(base, tmp_path):
+    with pytest.raises(CheckpointError, match="load its checkpoint without norm_key"):
+        save_checkpoint(load_checkpoint(base, norm_key="bridge_orig"), tmp_path / "saved")
 
 
 # --- as a start of training -----------------------------------------------------------------------------------------------

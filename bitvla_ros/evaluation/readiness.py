@@ -15,8 +15,9 @@ RANDOM = "random"  # norm_key of weights that were trained on nothing
 
 
 class Needs(NamedTuple):
-    """packed: it is stored so. bytes: of its weights, packed. control_hz, cameras: None where it does not say.
-    state_low, state_high: float64 [8], the 1 % and 99 % quantiles of its training data's states; None without proprioception."""
+    """packed: it is stored so. bytes: of its weights, packed. control_hz, cameras: None where it does not say. usual_cameras: what it looks
+    at where nobody says. state_low, state_high: float64 [8], the 1 % and 99 % quantiles of its training data's states; None without
+    proprioception."""
 
     packed: bool
     bytes: int
@@ -26,6 +27,7 @@ class Needs(NamedTuple):
     state_low: NDArray[np.float64] | None
     state_high: NDArray[np.float64] | None
     cameras: tuple[str, ...] | None
+    usual_cameras: tuple[str, ...]
 
 
 class Kernels(NamedTuple):
@@ -37,7 +39,7 @@ class Kernels(NamedTuple):
 
 def needs(model: str, **options: Any) -> Needs:
     """Of a packed model (every byte is checked), a checkpoint, a Hugging Face id, or random:PRESET. options: attention, chunk, control_hz,
-    norm_key, use_proprio, as `model.load` takes them. Raises what reading it raises, and Contradiction."""
+    norm_key, use_proprio, prompt, as `model.load` takes them. Raises what reading it raises, and Contradiction."""
     from ..model.checkpoint import read_checkpoint, resolve
     from ..model.packed import is_packed, read_packed, require_agreement
 
@@ -102,7 +104,7 @@ def _needs(packed: bool, size: int, config: Any, statistics: Any, cameras: tuple
     if config.proprio_dim and statistics is not None:
         bounds = Statistics.from_dict(statistics, action_dim=config.action_dim, proprio_dim=config.proprio_dim).proprio
     low, high = (None, None) if bounds is None else (bounds.q01, bounds.q99)
-    return Needs(packed, size, config.chunk, config.control_hz, config.vision.image_size, low, high, cameras)
+    return Needs(packed, size, config.chunk, config.control_hz, config.vision.image_size, low, high, cameras, config.usual_cameras)
 
 
 def _random(model: str, options: dict[str, Any]) -> Needs:

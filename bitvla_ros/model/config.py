@@ -130,6 +130,11 @@ class BitVLAConfig:
         return self.action_tokens + 1 if self.discrete is None else self.action_tokens - 1
 
     @property
+    def usual_cameras(self) -> tuple[str, ...]:
+        """Roles, where neither the files nor anybody says: LIBERO's two of a fine-tuned model, one of a robot-pretrained base."""
+        return ("scene", "wrist") if self.discrete is None else ("scene",)
+
+    @property
     def acts(self) -> bool:
         """Whether the model gives actions; a base that is there to be trained does not."""
         return self.action_head or self.discrete is not None

@@ -48,6 +48,8 @@ def save_checkpoint(
     """
     if model.backend is not None:
         raise CheckpointError("a packed model has no master weights left to save: load the checkpoint that it was packed from")
+    if model.config.discrete is not None:
+        raise CheckpointError("a model that decodes actions token by token is not saved: load its checkpoint without norm_key to train it")
     source = model.path if tokenizer is None else None
     if tokenizer is None and (source is None or not (source / "tokenizer.json").is_file()):
         raise CheckpointError("a model with random weights has no tokenizer to save: give one")

@@ -26,8 +26,6 @@ from .policy import PolicySpec
 from .preprocessing import ImageRecipe
 from .prompt import Prompt, PromptError, load_tokenizer
 
-CAMERAS = ("scene", "wrist")
-
 
 class PolicyError(ValueError):
     """A model that cannot act as it is: the message says what it lacks."""
@@ -62,8 +60,7 @@ class BitVLAPolicy:
         config = model.config
         where = "its configuration" if model.path is None else model.path / "config.json"
         cameras = agreed("cameras", cameras, model.cameras, where)
-        if cameras is None:
-            cameras = CAMERAS if config.discrete is None else CAMERAS[:1]
+        cameras = config.usual_cameras if cameras is None else cameras
         control_hz = agreed("control_hz", control_hz, config.control_hz, where)
         if control_hz is None:
             raise PolicyError(

@@ -126,14 +126,17 @@ def _model(name: str, expected: Expected) -> tuple[Model | None, str]:
 
     if not name or expected.policy["policy"] != "bitvla":
         return None, ""
-    given = {option: expected.policy[option] or None for option in ("norm_key", "attention", "chunk")}
+    given = {option: expected.policy[option] or None for option in ("norm_key", "prompt", "attention", "chunk")}
     given["use_proprio"] = None if expected.policy["use_proprio"] else False
     try:
         found = needs(name, **given)
-        agreed("cameras", tuple(filter(None, expected.policy["cameras"])) or None, found.cameras, name)
+        fields = found._asdict()
+        fields["cameras"] = agreed("cameras", tuple(filter(None, expected.policy["cameras"])) or None, found.cameras, name)
+        fields["cameras"] = fields["cameras"] or fields["usual_cameras"]
+        del fields["usual_cameras"]
     except (ValueError, OSError) as error:
         return None, str(error)
-    return Model(name if name.startswith("random:") else Path(name).name, **found._asdict()), ""
+    return Model(name if name.startswith("random:") else Path(name).name, **fields), ""
 
 
 def _machine(expected: Expected, rmw: str, liveliness: bool) -> Machine:
