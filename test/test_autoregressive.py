@@ -226,6 +226,14 @@ def test_a_fine_tuned_checkpoint_whose_head_is_lost_is_no_token_policy(tmp_path)
         load_checkpoint(base, norm_key="bridge_orig")
 
 
+def test_what_config_json_leaves_out_is_as_in_the_released_base(tmp_path):
+    base = copy_base(tmp_path / "base", n_action_bins=None, image_token_index=None)
+    assert load_checkpoint(base, norm_key="bridge_orig").config.discrete.bins == 256
+    edit(base / "config.json", norm_stats=["bridge_orig"])
+    with pytest.raises(CheckpointError, match=r"norm_stats is .*expected an object"):
+        load_checkpoint(base, norm_key="bridge_orig")
+
+
 def test_a_vocabulary_of_another_size_is_refused(tmp_path):
     base = copy_base(tmp_path / "base")
     tensors = load_file(base / "model.safetensors")

@@ -105,8 +105,9 @@ def load_checkpoint(
 
     A base checkpoint has no action head: it loads, for training, and cannot predict. But a robot-pretrained base, whose config.json has
     norm_stats of several datasets, acts token by token when norm_key chooses one (AutoregressiveBitVLA). prompt: of config.PROMPTS, of
-    such a base, by default "human". Raises CheckpointError, and Contradiction for an
-    option that says something else than config.json.
+    such a base, by default "human".
+
+    Raises CheckpointError, and Contradiction for an option that says something else than config.json.
     """
     require_dtype(dtype)
     checkpoint = read_checkpoint(

@@ -23,9 +23,11 @@ def discrete_actions(
     raw, tokenizer: config.json and tokenizer.json in `path`. Raises KeyError, TypeError, ValueError and Contradiction.
     """
     statistics = raw.get("norm_stats") or {}
+    if not isinstance(statistics, dict):
+        raise ValueError(f"norm_stats is {statistics!r:.80}: expected an object with the statistics of each dataset")
     if norm_key is None or not {norm_key, f"{norm_key}_no_noops"} & statistics.keys():
         return None
-    bins, vocabulary = raw.get("n_action_bins", BINS), raw["text_config"]["vocab_size"]
+    bins, vocabulary = raw.get("n_action_bins") or BINS, raw["text_config"]["vocab_size"]
     named = action_ids(tokenizer)
     if named and named != list(range(vocabulary - bins, vocabulary)):
         raise ValueError(
@@ -34,7 +36,7 @@ def discrete_actions(
         )
     return DiscreteActions(
         bins=bins,
-        placeholder_id=raw.get("image_token_index", DiscreteActions.placeholder_id),
+        placeholder_id=raw.get("image_token_index") or DiscreteActions.placeholder_id,
         prompt=agreed("prompt", prompt, raw.get("prompt"), path / "config.json") or DiscreteActions.prompt,
     )
 
