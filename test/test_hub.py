@@ -15,6 +15,7 @@ import pytest
 import torch
 from checkpoints import TEXT, edit, heads, trainer_layout, write, write_checkpoint
 from hub import COMMIT, REPOSITORY, Hub
+from robot_base import imitate_raw, imitate_released
 from safetensors.torch import load_file, save_file
 from test_checkpoint_layouts import adapter, pickled, shard
 
@@ -146,6 +147,19 @@ def test_a_checkpoint_is_described_without_its_weights(hub):
     assert result["download_bytes"] == sum(result["files"].values()) < result["repository_bytes"]
     assert hub.sent["model.safetensors"] <= 1 << 18 and hub.sent["action_head--100_checkpoint.pt"] < 1 << 18
     assert sum(hub.sent.values()) == result["fetched_bytes"] < result["download_bytes"] / 8
+
+
+@pytest.mark.parametrize("imitate", [imitate_released, imitate_raw])
+def test_bases_are_described_without_their_weights(hub, tmp_path, imitate):
+    """As the published ones are laid out: robot-pretrained, which acts token by token, and vision-language."""
+    hub.folder = imitate(tmp_path / "base")
+    result = inspect()
+    assert result["loads"] and "error" not in result
+    here = run(Namespace(path=str(hub.folder), remote=False))
+    assert {key: result[key] for key in ("architecture", "total", "statistics")} == {
+        key: here[key] for key in ("architecture", "total", "statistics")
+    }
+    assert bool(result["architecture"].get("discrete")) == (imitate is imitate_released)
 
 
 def test_every_layout_is_told(hub, tmp_path):

@@ -81,13 +81,15 @@ def _remote(name: str) -> dict[str, Any]:
 
 
 def _require_policy_files(path: Path, described: Mapping[str, Any]) -> None:
-    """Of a model that acts in chunks, what the policy reads beside it: the image recipe, and a tokenizer that makes its prompt."""
+    """Of a model that acts, what the policy reads beside it: the image recipe, and a tokenizer that makes its prompt."""
     from ..policy.preprocessing import ImageRecipe
     from ..policy.prompt import Prompt, load_tokenizer
 
-    if described["architecture"]["action_head"]:
-        ImageRecipe.from_checkpoint(path)
-        Prompt(load_tokenizer(path), image_tokens=1, cameras=1)
+    discrete = described["architecture"].get("discrete")
+    if described["architecture"]["action_head"] or discrete:
+        read = ImageRecipe.from_base if discrete else ImageRecipe.from_checkpoint
+        read(path)
+        Prompt(load_tokenizer(path), image_tokens=1, cameras=1, kind=discrete["prompt"] if discrete else "user")
 
 
 def _packed(path: Path, *, whole: bool = True) -> dict[str, Any]:
