@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from checkpoints import STATISTICS, TEXT, edit, heads, tensors, trainer_layout, write, write_checkpoint
+from checkpoints import STATISTICS, TEXT, VISION, edit, heads, tensors, trainer_layout, write, write_checkpoint
 from safetensors.torch import load_file, save_file
 
-from bitvla_ros.model import CheckpointError, load, load_checkpoint, pack_model
+from bitvla_ros.evaluation import inspection
+from bitvla_ros.evaluation.readiness import needs
+from bitvla_ros.model import BitVLA, CheckpointError, load, load_checkpoint, pack_model
 from bitvla_ros.model.checkpoint import read_checkpoint
-from bitvla_ros.model.layout import layout_of
-from bitvla_ros.model.saving import LM_HEAD, save_checkpoint
+from bitvla_ros.model.config import BitVLAConfig, LanguageConfig, VisionConfig
+from bitvla_ros.model.layout import HEADS, layout_of
+from bitvla_ros.model.saving import LM_HEAD, reference_name, save_checkpoint
 from bitvla_ros.policy.bitvla import BitVLAPolicy
+from bitvla_ros.policy.policy import Policy
 from bitvla_ros.stated import Contradiction
+from bitvla_ros.training.starting import starting_model
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
@@ -306,3 +317,82 @@ def test_reading_takes_tensors_that_are_not_aligned(checkpoint):
     (checkpoint / "new").rename(checkpoint / "model.safetensors")
     assert load_checkpoint(checkpoint).model_hash == expected.model_hash
     assert read_checkpoint(checkpoint).tensors.keys() == expected.state_dict().keys()
+
+
+# --- everything that takes a checkpoint takes what the trainer leaves -----------------------------------------------------
+
+
+def node_policy(**given: object) -> Policy:
+    """As the policy node loads it with these parameters."""
+    pytest.importorskip("rclpy", reason="no rclpy: install with '.[ros]' or source a ROS installation")
+    from bitvla_ros.nodes.load import DEFAULTS, load_policy
+
+    return load_policy(SimpleNamespace(**(DEFAULTS | given)), print)
+
+
+def test_inspect_train_and_the_node_take_what_the_trainer_leaves(left_by_the_trainer, tmp_path):
+    whole = str(left_by_the_trainer)
+    assert inspection.run(Namespace(path=whole, remote=False))["statistics"] == ["libero_goal_no_noops"]
+    assert needs(whole).chunk == 8
+    model, tokenizer = starting_model(whole, {"action": STATISTICS["action"], "proprio": STATISTICS["proprio"]}, "new", 10.0)
+    saved = save_checkpoint(model, tmp_path / "saved", tokenizer=tokenizer)
+    assert load_checkpoint(saved).config.control_hz == 10.0
+    assert node_policy(model=whole, control_hz=20.0).spec.control_hz == 20.0
+
+
+def test_the_node_can_be_told_that_there_is_no_proprioception(checkpoint):
+    (checkpoint / "proprio_projector--100_checkpoint.pt").unlink()
+    with pytest.raises(CheckpointError, match="the parameter use_proprio of the policy node"):
+        node_policy(model=str(checkpoint), control_hz=20.0)
+    assert node_policy(model=str(checkpoint), control_hz=20.0, use_proprio=False).spec.horizon == 8
+
+
+# --- memory ---------------------------------------------------------------------------------------------------------------
+
+WIDE_VISION = {**VISION, "hidden_size": 576, "intermediate_size": 2304, "num_hidden_layers": 4}
+WIDE_TEXT = {**TEXT, "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 16}
+PEAK = """
+import resource, sys
+from bitvla_ros.model import load
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+load(sys.argv[1], backend="reference")
+before = peak()
+load(sys.argv[2], backend="reference")
+print(peak() - before)
+"""
+
+
+def write_wide(folder: Path) -> Path:
+    """A checkpoint of 320 MB in bfloat16, most of it in ternary matrices."""
+    write_checkpoint(folder)
+    edit(folder / "config.json", vision_config=WIDE_VISION, text_config=WIDE_TEXT)
+    config = BitVLAConfig(
+        vision=VisionConfig(**{key: value for key, value in WIDE_VISION.items() if key in vars(VisionConfig())}),
+        language=LanguageConfig(**{key: value for key, value in WIDE_TEXT.items() if key in vars(LanguageConfig())}),
+        image_token_id=260,
+        proprio_token_id=261,
+        stop_token_id=257,
+    )
+    with torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in BitVLA(config).state_dict().items()}
+    values = torch.randn(1 << 22, generator=torch.Generator().manual_seed(0)).bfloat16()
+    stored = {name: values[: shape.numel()].view(shape).clone() for name, shape in shapes.items()}
+    heads_of = {stem: {name.removeprefix(f"{stem}."): stored.pop(name) for name in list(stored) if name.startswith(stem)} for stem in HEADS}
+    save_file({reference_name(name): tensor for name, tensor in stored.items()}, folder / "model.safetensors")
+    for stem, state in heads_of.items():
+        prefix = "model." if stem == "action_head" else ""
+        state = {prefix + name.replace("blocks.", "mlp_resnet_blocks."): tensor for name, tensor in state.items()}
+        torch.save(state, folder / f"{stem}--100_checkpoint.pt")
+    return folder
+
+
+def test_loading_holds_the_packed_model_and_one_tensor(checkpoint, tmp_path):
+    """The whole file was in memory before, and twice as much again in float32."""
+    wide = write_wide(tmp_path / "wide")
+    sizes = {name: tensor.nbytes for name, tensor in read_checkpoint(wide).tensors.items()}
+    packed = needs(str(wide)).bytes
+    assert sum(sizes.values()) > 5 * packed, "most of it is ternary"
+    done = subprocess.run([sys.executable, "-c", PEAK, str(checkpoint), str(wide)], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    # Quantizing works on a matrix in float32, which is twice as large, a few times over.
+    assert int(done.stdout) < 1.2 * packed + 16 * max(sizes.values())

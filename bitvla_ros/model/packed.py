@@ -126,8 +126,7 @@ def load(
 def _pack_in_memory(checkpoint: Checkpoint, device: torch.device | str, backend: str, dtype: torch.dtype) -> BitVLA:
     """One master weight after the other, so that never more than one of them is in memory."""
     require_dtype(dtype)
-    with torch.device("meta"):
-        layers = network(checkpoint.config).ternary_layers().keys()
+    layers = stored_shapes(checkpoint.config, "2bit")[1]
     rest, packed, reading = {}, {}, Reading(checkpoint)
     for name, tensor in reading:
         layer = name.removesuffix(".weight")
