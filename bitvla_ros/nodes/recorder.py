@@ -44,7 +44,8 @@ LATCHED = QoSProfile(depth=DEPTH, reliability=ReliabilityPolicy.RELIABLE, durabi
 BEST_EFFORT = QoSProfile(depth=DEPTH, reliability=ReliabilityPolicy.BEST_EFFORT)
 
 PATIENCE = 60.0  # s, for anything that a graph has to answer
-ASK_AGAIN = 10.0  # s
+ASK_AGAIN = PATIENCE / 3
+AT_REST = 0.2  # s without a setpoint
 
 OUTCOMES = ("success", "time_limit", "cancelled", "fault")  # by the numbers of action/ExecuteInstruction.action
 
@@ -85,13 +86,14 @@ class Recorder(Node):
         self._episode: Episode | None = None  # only replaced, never changed, by the caller's thread
         self._newest = 0  # stamp of the newest tick, to see whether anything happens
         self._newest_tick = 0
+        self._led = float("-inf")  # when the last setpoint came, s of the steady clock
         images = LATCHED if lockstep else BEST_EFFORT
         for role in self._cameras:
             self.create_subscription(Image, f"camera/{role}/image_raw", partial(self._on_image, role), images)
         self.create_subscription(SimulationState, "simulation_state", self._on_state, LATCHED)
         self._chunks = self.create_subscription(ActionChunk, "action_chunk", self._on_chunk, RELIABLE)
         commands = self.create_subscription(EndEffectorCommand, "end_effector_command", self._on_command, RELIABLE)
-        targets = self.create_subscription(PoseStamped, "target_pose", self._on_target, RELIABLE)
+        targets = self.create_subscription(PoseStamped, "target_pose", self._on_led, RELIABLE)
         self._commands = (commands, targets)  # the controller publishes on one of them
         self.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
         self._reset = self.create_client(ResetEpisode, "reset_episode")
@@ -174,7 +176,9 @@ class Recorder(Node):
         return recording
 
     def reset(self, task: int, seed: int) -> ResetEpisode.Response:
-        """Begin an episode."""
+        """Begin an episode, where an arm that is led by setpoints has come to rest: one that leaps while it stops is a fault."""
+        if not self._until(lambda: time.monotonic() - self._led > AT_REST, PATIENCE):
+            raise GraphError(f"setpoints still lead the arm, so no episode can begin; the nodes say: {self.health()}")
         request = ResetEpisode.Request(task=task, seed=seed)
         answer = self._ask("reset_episode", self._reset.service_is_ready, lambda: self._reset.call_async(request))
         if not answer.success:
@@ -273,6 +277,10 @@ class Recorder(Node):
     def _on_command(self, command: EndEffectorCommand) -> None:
         if (episode := self._episode) is not None:
             episode.commands.append(command)
+
+    def _on_led(self, pose: PoseStamped) -> None:
+        self._led = time.monotonic()
+        self._on_target(pose)
 
     def _on_target(self, pose: PoseStamped) -> None:
         if (episode := self._episode) is not None:
