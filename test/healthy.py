@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from bitvla_ros.action_convention import OSC
 from bitvla_ros.nodes.doctor import examine
 from bitvla_ros.nodes.doctor.expected import load_expected
 from bitvla_ros.nodes.doctor.facts import Arrival, Camera, Endpoint, Expected, Finding, Gated, Graph, Machine, Model, Outlet, Pose, Stream
@@ -21,7 +22,7 @@ HAND = np.array([1.0, 0.0, 0.0, 0.0])  # downwards, on the branch of LIBERO's da
 LOW = np.array([0.3, -0.2, 0.1, 2.9, -0.2, -0.2, 0.0, -0.04])
 HIGH = np.array([0.7, 0.2, 0.5, 3.3, 0.2, 0.2, 0.04, 0.0])
 MACHINE = Machine("rmw_fastrtps_cpp", True, isa="avx2", available=8 * 10**9, shm=(10**9, 10**9))
-MODEL = Model("goal", True, 1_585_000_000, 8, 20.0, 224, LOW, HIGH)
+MODEL = Model("goal", True, 1_585_000_000, 8, 20.0, 224, LOW, HIGH, convention=OSC)
 
 
 class Case:

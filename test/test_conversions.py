@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from rclpy.serialization import deserialize_message, serialize_message
 from sensor_msgs.msg import CompressedImage, Image
 
+from bitvla_ros.action_convention import OSC, UNKNOWN
 from bitvla_ros.msg import SimulationState
 from bitvla_ros.nodes.conversions import (
     ChunkError,
@@ -184,6 +185,7 @@ def chunk() -> ActionChunk:
         instruction="put the bowl on the plate",
         model_hash="abc",
         latency=Latency(0.001, 0.25, 0.252),
+        units=OSC.units,
     )
 
 
@@ -194,6 +196,11 @@ def test_chunk_round_trip_is_exact() -> None:
     after = chunk_from_msg(message)
     assert after.actions.tobytes() == before.actions.tobytes() and after.actions.dtype == np.float32
     assert {**vars(after), "actions": None} == {**vars(before), "actions": None}
+    message.metres_per_unit = message.radians_per_unit = 0.0
+    assert chunk_from_msg(message).units == UNKNOWN
+    message.radians_per_unit = -1.0
+    with pytest.raises(ChunkError, match=r"radians_per_unit is -1.0: expected a positive number, or null, or 0"):
+        chunk_from_msg(message)
     message.actions[0] += 1  # the chunk owns its actions
     assert after.actions[0, 0] == before.actions[0, 0]
 

@@ -16,6 +16,7 @@ from healthy import HAND, MS, NOW, STEADY, Case, arm, poses
 from test_doctor_faults import same_signs, second_commander, sign_flips
 
 from bitvla_ros import cli
+from bitvla_ros.action_convention import ActionConvention
 from bitvla_ros.nodes.doctor import show
 from bitvla_ros.nodes.doctor.expected import load_expected
 from bitvla_ros.nodes.doctor.facts import Arrival, Gated
@@ -77,6 +78,17 @@ def test_an_arm_needs_no_simulator_but_the_pose_that_its_frame_and_sink_are_abou
     case = arm(**{"gripper.kind": "float64"})
     assert "simulation_state" not in case.graph.streams
     assert [outlet.topic for outlet in case.graph.outlets] == ["/target_pose", "/target_gripper"]
+
+
+def test_a_model_in_other_units_is_found():
+    case = Case()
+    case.model = replace(case.model, convention=ActionConvention(1.0, 1.0))
+    finding = case.findings()["units"]
+    assert finding.level == "fail" and "metres_per_unit is 1, the controller's 0.0135" in finding.found
+    assert finding.remedy.startswith("set limits.metres_per_unit to 1")
+    case.model = replace(case.model, convention=ActionConvention(radians_per_unit=0.07))
+    finding = case.findings()["units"]
+    assert finding.level == "warn" and "does not say what its actions mean" in finding.found and "bitvla pack" in finding.remedy
 
 
 def test_an_empty_graph_says_where_it_looked_and_blames_nothing_else_twice():

@@ -11,9 +11,11 @@ pytest.importorskip("rclpy", reason="rclpy is not installed: pip install '.[ros]
 import rclpy
 from graph import TestGraph
 
+from bitvla_ros.action_convention import OSC
 from bitvla_ros.nodes.doctor.facts import Expected
 from bitvla_ros.nodes.doctor.gather import Listener
 from bitvla_ros.nodes.inputs import PARAMETERS, Inputs
+from bitvla_ros.nodes.parameters import ParameterError
 from bitvla_ros.nodes.schedule import Schedule
 from bitvla_ros.policy.gate import Reason, Refused
 from bitvla_ros.policy.policy import PolicySpec
@@ -57,6 +59,19 @@ def test_the_whole_name_of_a_compressed_topic_may_be_remapped_too(graph):
 def test_cameras_that_change_places_are_remapped_once(graph):
     listens_on(graph, ("camera/scene/image_raw:=camera/wrist/image_raw", "camera/wrist/image_raw:=camera/scene/image_raw"), "raw",
                "/cell/camera/wrist/image_raw")  # fmt: skip
+
+
+def test_the_side_of_quaternions_is_the_models(graph):
+    spec = PolicySpec("test", (), 1, 20.0, False, "", OSC)
+    node = node_with(graph, ())
+    try:
+        opposite = SimpleNamespace(**parameters(orientation_branch=(-1.0, 0.0, 0.0, 0.0)))
+        with pytest.raises(ParameterError, match=r"orientation_branch is \(-1.0, 0.0, 0.0, 0.0\), but the model was trained with \(1.0"):
+            Inputs(node, opposite, spec, None, lambda: None, lambda error: None)
+        near = SimpleNamespace(**parameters(orientation_branch=(0.9, 0.1, 0.0, 0.0)))
+        Inputs(node, near, spec, None, lambda: None, lambda error: None).close()
+    finally:
+        node.destroy_node()
 
 
 def listens_on(graph: TestGraph, rules: tuple[str, ...], transport: str, expected: str) -> None:

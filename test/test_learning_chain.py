@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bitvla_ros.action_convention import OSC
 from bitvla_ros.cli import VERBS, given
 from bitvla_ros.policy.bitvla import BitVLAPolicy
 from bitvla_ros.policy.observation import Observation
@@ -50,6 +51,8 @@ def test_demonstrations_become_a_ternary_policy_that_is_evaluated(tmp_path):
     images, state, _, task = dataset.frame(0)
     observation = Observation(images, state.astype(np.float64), task, dict.fromkeys((*images, "state"), 1))
     from_packed, from_checkpoint = (BitVLAPolicy.load(path).infer(observation).actions for path in (packed, student["checkpoint"]))
+    conventions = [dataset.convention, *(BitVLAPolicy.load(path).spec.convention for path in (student["checkpoint"], packed))]
+    assert conventions == [OSC] * 3
     assert from_packed.shape == (8, 7) and np.array_equal(from_packed, from_checkpoint)
 
 

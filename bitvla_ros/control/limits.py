@@ -7,6 +7,7 @@ from enum import Enum
 
 import numpy as np
 
+from ..action_convention import ActionConvention
 from .motion import MotionConfig
 
 CLAMPS = ("offset", "speed", "angular_speed", "acceleration", "angular_acceleration")
@@ -133,6 +134,11 @@ class Limits:
             raise ValueError(f"joint_min has {len(self.joint_min)} numbers and joint_max {len(self.joint_max)}; give one a joint in both")
         if any(not low + 2 * self.joint_margin < high for low, high in zip(self.joint_min, self.joint_max, strict=True)):
             raise ValueError(f"joint_min {self.joint_min} and joint_max {self.joint_max} leave no room between them for joint_margin")
+
+    @property
+    def units(self) -> ActionConvention:
+        """Metres and radians that a full-scale action is taken for."""
+        return ActionConvention(self.metres_per_unit, self.radians_per_unit)
 
     @property
     def unseen(self) -> float:

@@ -15,6 +15,7 @@ from enum import Enum
 import numpy as np
 from numpy.typing import NDArray
 
+from ..action_convention import UNKNOWN, ActionConvention
 from ..policy.chunk import ACTION_DIM, OSC_POSE, ActionChunk
 from .command import ArmState, Command
 
@@ -28,6 +29,7 @@ class Refusal(str, Enum):
     EPOCH = "epoch"
     CONTROL_MODE = "control_mode"
     FRAME = "frame"
+    UNITS = "units"
     RATE = "rate"
     DIMENSION = "dimension"
     NON_FINITE = "non_finite"
@@ -100,10 +102,11 @@ class _Plan:
 class Player:
     """Plays the chunks of one task at a time. `began`: the last `play` was the first of a control step."""
 
-    def __init__(self, config: PlayerConfig, frame: str = "") -> None:
-        """frame: the frame that commands are in; chunks that name another are refused. Empty: not checked."""
+    def __init__(self, config: PlayerConfig, frame: str = "", units: ActionConvention = UNKNOWN) -> None:
+        """frame: the frame that commands are in; chunks that name another are refused. Empty: not checked. units: metres and radians that
+        a full-scale action is taken for; chunks that state others are refused."""
         self.config = config
-        self.frame = frame
+        self.frame, self.units = frame, units
         self.began = False
         self._step = config.step_duration
         self._epoch: int | None = None
@@ -208,6 +211,11 @@ class Player:
             raise ChunkRefused(Refusal.CONTROL_MODE, f"control mode {chunk.control_mode!r}; this player knows {OSC_POSE!r}")
         if self.frame and chunk.frame and chunk.frame != self.frame:
             raise ChunkRefused(Refusal.FRAME, f"actions in frame {chunk.frame!r}; the arm is commanded in {self.frame!r}")
+        for name, stated, own in chunk.units.differences(self.units):
+            raise ChunkRefused(
+                Refusal.UNITS,
+                f"the policy's {name} is {stated:g}, and limits.{name} is {own:g}: set it so, or take a model trained for this arm",
+            )
         if chunk.actions.ndim != 2 or chunk.actions.shape[0] == 0 or chunk.actions.shape[1] != ACTION_DIM:
             raise ChunkRefused(Refusal.DIMENSION, f"actions of shape {chunk.actions.shape}; expected [H >= 1, {ACTION_DIM}]")
         if chunk.step_duration != self._step:

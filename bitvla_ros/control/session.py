@@ -74,7 +74,7 @@ class Session:
         """frame: of the commands; empty: not checked. epoch: the last one used; each task takes the next."""
         self.config = config
         self.frame = frame
-        self.player = Player(config.player, frame)
+        self.player = Player(config.player, frame, config.limits.units)
         self.guard = Guard(config.limits, config.player.control_hz)
         self.motion = Motion(config.limits.motion(config.motion, config.lag), config.player.control_hz)
         self.shadow = False

@@ -8,6 +8,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from ..action_convention import KEY
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -106,6 +108,7 @@ def _packed(path: Path, *, whole: bool = True) -> dict[str, Any]:
         "architecture": description["config"],
         **_bytes(sizes, packed.layers),
         "statistics": [description["norm_key"]] if description["norm_key"] else [],
+        KEY: packed.convention.to_json(),
         "provenance": description["provenance"],
         "model_hash": description["model_hash"],
         "tensors": description["tensors"],
@@ -127,6 +130,7 @@ def _checkpoint(path: Path, *, whole: bool = True) -> dict[str, Any]:
         "architecture": described(checkpoint.config),
         **_bytes(sizes, _ternary(checkpoint.config)),
         "statistics": keys,
+        KEY: checkpoint.convention.to_json(),
         "provenance": None,
         "model_hash": hash_model(checkpoint.config, checkpoint.tensors) if whole else None,
     }
@@ -192,6 +196,7 @@ def show(result: dict[str, Any]) -> None:
         "language": f"{_layers(language)}, {language['vocab_size']} tokens, {config['attention']} attention",
         "actions": actions if config["action_head"] or discrete else "none: a base model",
         "statistics": ", ".join(result["statistics"]) or "none",
+        "one unit": _units(result[KEY]),
         **{name: value for name in PROVENANCE if (value := (result["provenance"] or {}).get(name)) is not None},
         **({} if result["model_hash"] is None else {"model hash": result["model_hash"]}),
     }
@@ -221,6 +226,11 @@ def _show_remote(console: Console, result: Mapping[str, Any]) -> None:
         console.print(f"{name:<21} {value}", soft_wrap=True, markup=False)
     for name, size in result["files"].items():
         console.print(f"  {size:>15,} {name}", soft_wrap=True, markup=False)
+
+
+def _units(convention: Mapping[str, Any]) -> str:
+    metres, radians = (convention[f"{unit}_per_unit"] for unit in ("metres", "radians"))
+    return "unknown" if None in (metres, radians) else f"{metres:g} m or {radians:g} rad a step"
 
 
 def _layers(part: Mapping[str, Any]) -> str:

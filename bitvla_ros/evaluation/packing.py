@@ -7,13 +7,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ..action_convention import ActionConvention
 from ..arguments import COUNT, POSITIVE
 
 EXAMPLES = """\
   bitvla pack hongyuw/ft-bitvla-bitsiglipL-224px-libero_goal-bf16 goal-packed --control-hz 20
-  bitvla pack lxsy/bitvla-bf16 bridge --norm-key bridge_orig --control-hz 5      a robot-pretrained base, for one of its datasets
+  bitvla pack lxsy/bitvla-bf16 bridge --norm-key bridge_orig --control-hz 5 --metres-per-unit 1 --radians-per-unit 1
+                                                                   a robot-pretrained base, for one of its datasets
   bitvla pack CHECKPOINT packed --control-hz 20 --encoding base3   smaller, for storage and transfer
   bitvla pack random:3b packed-3b                                  random weights, for benchmarks: 1.4 GB"""
+
+_MOVES = "what a full-scale action moves the arm by in one step"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,6 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-proprio", action="store_true", help="it was fine-tuned without proprioception, where it does not say")
     parser.add_argument("--chunk", type=COUNT, help="actions a forward pass, where it does not say (default: 8)")
     parser.add_argument("--prompt", choices=("human", "user"), help="of a robot-pretrained base, where it does not say (default: human)")
+    parser.add_argument("--metres-per-unit", type=POSITIVE, help=f"{_MOVES}, where it does not say (LIBERO: 0.0135; actions in metres: 1)")
+    parser.add_argument("--radians-per-unit", type=POSITIVE, help="the same for rotation (LIBERO: 0.07; radians: 1)")
     parser.add_argument("--attention", choices=("bidirectional", "causal"), help="where it does not say (default: bidirectional)")
 
 
@@ -49,6 +55,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             norm_key=arguments.norm_key,
             use_proprio=False if arguments.no_proprio else None,
             prompt=arguments.prompt,
+            convention=ActionConvention(arguments.metres_per_unit, arguments.radians_per_unit),
             progress=lambda name, done, total: bar.update(task, completed=done, total=total, visible=True),
         )
     files = list(Path(arguments.out).expanduser().iterdir())

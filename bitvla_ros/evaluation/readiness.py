@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..action_convention import UNKNOWN, ActionConvention
 from ..policy.normalization import Statistics
 
 RANDOM = "random"  # norm_key of weights that were trained on nothing
@@ -17,7 +18,7 @@ RANDOM = "random"  # norm_key of weights that were trained on nothing
 class Needs(NamedTuple):
     """packed: it is stored so. bytes: of its weights, packed. control_hz, cameras: None where it does not say. usual_cameras: what it looks
     at where nobody says. state_low, state_high: float64 [8], the 1 % and 99 % quantiles of its training data's states; None without
-    proprioception."""
+    proprioception. convention: what its actions mean."""
 
     packed: bool
     bytes: int
@@ -28,6 +29,7 @@ class Needs(NamedTuple):
     state_high: NDArray[np.float64] | None
     cameras: tuple[str, ...] | None
     usual_cameras: tuple[str, ...]
+    convention: ActionConvention
 
 
 class Kernels(NamedTuple):
@@ -51,10 +53,11 @@ def needs(model: str, **options: Any) -> Needs:
         described = packed.description
         require_agreement(path / "config.json", packed.config, described["norm_key"], **options)
         statistics = None if described["norm_key"] == RANDOM else described["norm_stats"]
-        return _needs(True, packed.weights.stat().st_size, packed.config, statistics, packed.cameras)
+        return _needs(True, packed.weights.stat().st_size, packed.config, statistics, packed.cameras, packed.convention)
     checkpoint = read_checkpoint(path, **options)
     sizes = {name: tensor.nbytes for name, tensor in checkpoint.tensors.items()}
-    return _needs(False, _packed_size(checkpoint.config, sizes), checkpoint.config, checkpoint.norm_stats, checkpoint.cameras)
+    found = (checkpoint.config, checkpoint.norm_stats, checkpoint.cameras, checkpoint.convention)
+    return _needs(False, _packed_size(checkpoint.config, sizes), *found)
 
 
 def kernels() -> Kernels:
@@ -94,7 +97,14 @@ def gpu_memory(device: str) -> int:
         raise ValueError(str(error).splitlines()[0]) from error
 
 
-def _needs(packed: bool, size: int, config: Any, statistics: Any, cameras: tuple[str, ...] | None = None) -> Needs:
+def _needs(
+    packed: bool,
+    size: int,
+    config: Any,
+    statistics: Any,
+    cameras: tuple[str, ...] | None = None,
+    convention: ActionConvention = UNKNOWN,
+) -> Needs:
     if not config.acts:
         raise ValueError(
             "it has no action head: a base model. Fine-tune it (bitvla train), take a fine-tuned one, or give a robot-pretrained base a "
@@ -104,7 +114,8 @@ def _needs(packed: bool, size: int, config: Any, statistics: Any, cameras: tuple
     if config.proprio_dim and statistics is not None:
         bounds = Statistics.from_dict(statistics, action_dim=config.action_dim, proprio_dim=config.proprio_dim).proprio
     low, high = (None, None) if bounds is None else (bounds.q01, bounds.q99)
-    return Needs(packed, size, config.chunk, config.control_hz, config.vision.image_size, low, high, cameras, config.usual_cameras)
+    of_images = (config.vision.image_size, low, high, cameras, config.usual_cameras)
+    return Needs(packed, size, config.chunk, config.control_hz, *of_images, convention)
 
 
 def _random(model: str, options: dict[str, Any]) -> Needs:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..action_convention import UNKNOWN
 from ..ternary import Backend, TernaryLinear, choose
 from ..ternary.pack import PackedWeight, pack_weight
 from .config import BitVLAConfig
@@ -62,7 +63,7 @@ class BitVLA(nn.Module):
     """The network. `load_checkpoint` and `build` make one that has weights.
 
     norm_stats: {"action": ..., "proprio": ...}, the dataset statistics under norm_key; None where a model has none.
-    cameras: roles in the order of training; None where the files do not say.
+    cameras: roles in the order of training; None where the files do not say. convention: what the numbers of an action mean.
     path: the directory the weights came from, which holds the tokenizer too; None for random weights.
     model_hash: identifies configuration and weights as they are stored. So a checkpoint and its packed form, which give the same
     chunks up to int8 rounding, have two hashes; the packed directory names the checkpoint's as its provenance.
@@ -74,6 +75,7 @@ class BitVLA(nn.Module):
         self.norm_stats: dict[str, Any] | None = None
         self.norm_key: str | None = None
         self.cameras: tuple[str, ...] | None = None
+        self.convention = UNKNOWN
         self.path: Path | None = None
         self.model_hash = ""
 

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..action_convention import KEY, ActionConvention
 from ..stated import Contradiction, agreed
 from .autoregressive import AutoregressiveBitVLA, network
 from .bitvla import BitVLA
@@ -70,7 +71,7 @@ class Checkpoint(NamedTuple):
     """A directory that describes a BitVLA and has all its tensors, in the right shapes.
 
     tensors: by their names in BitVLA, as they are stored, memory-mapped; their values have not been looked at.
-    norm_stats, norm_key, cameras: as in BitVLA. places: where the tensors of safetensors files are.
+    norm_stats, norm_key, cameras, convention: as in BitVLA. places: where the tensors of safetensors files are.
     """
 
     path: Path
@@ -79,6 +80,7 @@ class Checkpoint(NamedTuple):
     norm_stats: dict[str, Any] | None
     norm_key: str | None
     cameras: tuple[str, ...] | None
+    convention: ActionConvention
     vocabulary: Tensor | None  # as in AutoregressiveBitVLA; not among the tensors
     places: Mapping[str, tuple[Path, Entry]] = MappingProxyType({})
 
@@ -170,7 +172,7 @@ def describe(checkpoint: Checkpoint, model_hash: str) -> BitVLA:
     with torch.device("meta"):
         model = network(checkpoint.config)
     model.path, model.cameras, model.model_hash = checkpoint.path, checkpoint.cameras, model_hash
-    model.norm_stats, model.norm_key = checkpoint.norm_stats, checkpoint.norm_key
+    model.norm_stats, model.norm_key, model.convention = checkpoint.norm_stats, checkpoint.norm_key, checkpoint.convention
     if isinstance(model, AutoregressiveBitVLA):
         model.vocabulary = checkpoint.vocabulary
     return model
@@ -186,8 +188,10 @@ def read_checkpoint(
     norm_key: str | None = None,
     use_proprio: bool | None = None,
     prompt: str | None = None,
+    convention: ActionConvention | None = None,
 ) -> Checkpoint:
-    """What `load_checkpoint` makes a model of, without converting or even reading a weight. path: a directory, see `resolve`."""
+    """What `load_checkpoint` makes a model of, without converting or even reading a weight. path: a directory, see `resolve`.
+    convention: what is known of it where the checkpoint does not say."""
     files = local_layout(path)
     raw = read_config(path)
     places, tensors = read_weights(path, files)
@@ -205,7 +209,7 @@ def read_checkpoint(
         if discrete is None:
             agreed("prompt", prompt, "user", "the reference's fine-tuning", "only a robot-pretrained base, with a norm_key, has a choice")
         config = _parse_config(raw, path, tensors, activation_bits, attention, chunk, control_hz, discrete)
-        cameras = stated_cameras(raw)
+        cameras, stated = stated_cameras(raw), ActionConvention.from_json(raw.get(KEY))
         vocabulary = None
         if discrete is not None:
             vocabulary = tensors.get(EMBEDDING) if lm_head is None else lm_head  # as the file says: tied where it has no lm_head
@@ -221,7 +225,8 @@ def read_checkpoint(
     with torch.device("meta"):
         _check_tensors(path, tensors, network(config).state_dict())
     renamed = {_rename(name): place for name, place in places.items()}
-    return Checkpoint(path, config, tensors, norm_stats, chosen_key, cameras, vocabulary, renamed)
+    convention = stated if convention is None else convention.agreed(stated, path / files.config)
+    return Checkpoint(path, config, tensors, norm_stats, chosen_key, cameras, convention, vocabulary, renamed)
 
 
 def require_dtype(dtype: torch.dtype) -> None:

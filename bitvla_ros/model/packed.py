@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..action_convention import KEY, ActionConvention
 from ..stated import agreed
 from ..ternary.backends import choose
 from ..ternary.pack import PackedWeight, base3_size, has_invalid_codes, pack_weight, packed_shape, unpack, unpack_base3
@@ -69,6 +70,11 @@ class PackedModel(NamedTuple):
     def cameras(self) -> tuple[str, ...] | None:
         """See BitVLA."""
         return stated_cameras(self.description)
+
+    @property
+    def convention(self) -> ActionConvention:
+        """See BitVLA."""
+        return ActionConvention.from_json(self.description.get(KEY))
 
 
 def load(
@@ -190,7 +196,7 @@ def load_packed(path: str | Path, device: torch.device | str = "cpu", backend: s
     _check_products(packed, weights, model)
     model.path, model.model_hash = packed.path, packed.description["model_hash"]
     model.norm_stats, model.norm_key = packed.description["norm_stats"], packed.description["norm_key"]
-    model.cameras = packed.cameras
+    model.cameras, model.convention = packed.cameras, packed.convention
     return model
 
 
@@ -278,6 +284,7 @@ def _parse_config(file: Path, description: dict[str, Any]) -> BitVLAConfig:
     try:
         config = from_description(description["config"])
         stated_cameras(description)
+        ActionConvention.from_json(description.get(KEY))
     except (KeyError, TypeError, ValueError) as error:
         raise PackedModelError(f"{file} does not describe a BitVLA: {error}. {_AGAIN}") from error
     if config.activation_bits is None or described(config) != description["config"]:

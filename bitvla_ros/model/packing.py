@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..action_convention import KEY, UNKNOWN, ActionConvention
 from ..ternary.pack import pack_base3, pack_weight
 from .bitvla import BitVLA
 from .checkpoint import CheckpointError, Reading, read_checkpoint, read_statistics, resolve
@@ -50,6 +51,7 @@ class _Source(NamedTuple):
     norm_stats: dict[str, Any] | None
     norm_key: str | None
     cameras: tuple[str, ...] | None
+    convention: ActionConvention
     provenance: dict[str, Any]
     companions: dict[str, bytes]
     dtypes: dict[str, torch.dtype]
@@ -67,13 +69,15 @@ def pack_model(
     norm_key: str | None = None,
     use_proprio: bool | None = None,
     prompt: str | None = None,
+    convention: ActionConvention = UNKNOWN,
     progress: Progress = lambda name, done, total: None,
 ) -> dict[str, Any]:
     """Write a packed model to the new directory `out`, whole or not at all; returns its config.json.
 
     source: a checkpoint's directory or Hugging Face id, or "random:3b" or "random:nano", a preset with `build`'s weights in bfloat16.
     encoding: "2bit", which is used as it lies on the disk, or "base3", 1.6 bits a weight, which is unpacked when it is loaded.
-    The other options are `load_checkpoint`'s. Memory: a few copies of the largest ternary matrix, whatever the model's size.
+    convention: what is known of it where the checkpoint does not say. The other options are `load_checkpoint`'s.
+    Memory: a few copies of the largest ternary matrix, whatever the model's size.
     Raises PackedModelError, CheckpointError, and Contradiction.
     """
     out = Path(out).expanduser().absolute()
@@ -90,10 +94,10 @@ def pack_model(
         "prompt": prompt,
     }
     if str(source).startswith(RANDOM):
-        opened = _from_preset(str(source).removeprefix(RANDOM))
+        opened = _from_preset(str(source).removeprefix(RANDOM), convention)
         require_agreement(source, opened.config, opened.norm_key, **stated)
     else:
-        opened = _from_checkpoint(source, stated)
+        opened = _from_checkpoint(source, {**stated, "convention": convention})
 
     size = 0
     try:
@@ -151,6 +155,7 @@ def _describe(source: _Source, encoding: str, header_hash: str, hashes: dict[str
         "norm_stats": source.norm_stats,
         "norm_key": source.norm_key,
         **({} if source.cameras is None else {"cameras": list(source.cameras)}),
+        KEY: source.convention.to_json(),
         "provenance": source.provenance,
         "header": header_hash,
         "tensors": hashes,
@@ -195,10 +200,11 @@ def _from_checkpoint(source: str | Path, stated: dict[str, Any]) -> _Source:
             require_content(path / name)
     companions = {name: (path / name).read_bytes() for name in COMPANIONS if (path / name).is_file()}
     tensors = ((name, [tensor]) for name, tensor in Reading(checkpoint))
-    return _Source(config, checkpoint.norm_stats, checkpoint.norm_key, checkpoint.cameras, provenance, companions, dtypes, tensors)
+    of_data = (checkpoint.norm_stats, checkpoint.norm_key, checkpoint.cameras, checkpoint.convention)
+    return _Source(config, *of_data, provenance, companions, dtypes, tensors)
 
 
-def _from_preset(name: str) -> _Source:
+def _from_preset(name: str, convention: ActionConvention) -> _Source:
     try:
         config = with_byte_tokenizer(preset(name))
     except ValueError as error:
@@ -219,7 +225,7 @@ def _from_preset(name: str) -> _Source:
     provenance = {"source": RANDOM + name, "seed": seed, "package_version": _package_version()}
     dtypes = dict.fromkeys(model.state_dict(), dtype)
     tensors = ((name, parts) for name, _, parts in draw(model, seed=seed, dtype=dtype))
-    return _Source(config, identity_statistics(config), RANDOM_KEY, None, provenance, companions, dtypes, tensors)
+    return _Source(config, identity_statistics(config), RANDOM_KEY, None, convention, provenance, companions, dtypes, tensors)
 
 
 def _package_version() -> str | None:

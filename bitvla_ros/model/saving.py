@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..action_convention import KEY, ActionConvention
 from .bitvla import BitVLA
 from .checkpoint import EMBEDDING, PREFIXES, CheckpointError
 from .checkpoint_files import read_config, stored_tensors
@@ -33,6 +34,7 @@ def save_checkpoint(
     tokenizer: Any = None,
     statistics: Mapping[str, Any] | None = None,
     cameras: Sequence[str] | None = None,
+    convention: ActionConvention | None = None,
     step: int = 0,
     dtype: torch.dtype = torch.bfloat16,
 ) -> Path:
@@ -41,9 +43,9 @@ def save_checkpoint(
     weights: the model's state, where its own tensors are not whole in this process. tokenizer: a transformers tokenizer; None where
     the model comes from a checkpoint (model.path), whose files are taken over, as are the other files and keys of config.json that say
     nothing of weights. statistics: content of dataset_statistics.json, by default the model's own; cameras: roles in the order of
-    training, by default the model's own. step: of training, in the names of the heads' files. dtype: of all weights but those of the
-    proprio projector, which are float32, as in the reference. The unused output vocabulary is the old checkpoint's, or a copy of the
-    embedding.
+    training, and convention: what actions mean, by default the model's own. step: of training, in the names of the heads' files.
+    dtype: of all weights but those of the proprio projector, which are float32, as in the reference. The unused output vocabulary is
+    the old checkpoint's, or a copy of the embedding.
     Written under another name and then renamed. Raises CheckpointError.
     """
     if model.backend is not None:
@@ -63,7 +65,10 @@ def save_checkpoint(
             _write_weights(model, model.state_dict() if weights is None else weights, partial, step, dtype)
             if source is None:
                 _write_tokenizer(tokenizer, partial)
-            _write_descriptions(model, partial, source, model.cameras if cameras is None else cameras, dtype)
+            stated: dict[str, Any] = {KEY: (model.convention if convention is None else convention).to_json()}
+            if (roles := model.cameras if cameras is None else cameras) is not None:
+                stated["cameras"] = list(roles)
+            _write_descriptions(model, partial, source, stated, dtype)
             if statistics is not None:
                 _write_json(partial / "dataset_statistics.json", statistics)
             partial.chmod(0o755)
@@ -132,13 +137,12 @@ def _write_tokenizer(tokenizer: Any, folder: Path) -> None:
     _write_json(folder / "tokenizer_config.json", config)
 
 
-def _write_descriptions(model: BitVLA, folder: Path, source: Path | None, cameras: Sequence[str] | None, dtype: torch.dtype) -> None:
+def _write_descriptions(model: BitVLA, folder: Path, source: Path | None, stated: Mapping[str, Any], dtype: torch.dtype) -> None:
     taken = [] if source is None else [name for name in TOKENIZER + OTHERS if (source / name).is_file()]
     for name in taken:
         shutil.copyfile(source / name, folder / name)  # type: ignore[operator]
     raw = {} if source is None else read_config(source)
     special = _special_ids(folder, model.config)
-    stated = {} if cameras is None else {"cameras": list(cameras)}
     _write_json(folder / "config.json", {**_config(model.config, raw, special, dtype), **stated})
     size = model.config.vision.image_size
     images = {
@@ -167,7 +171,7 @@ def _write_descriptions(model: BitVLA, folder: Path, source: Path | None, camera
 
 
 def _config(config: BitVLAConfig, raw: dict[str, Any], special: dict[str, int], dtype: torch.dtype) -> dict[str, Any]:
-    """config.json: the reference's keys, and ours for what it has no words for: attention, chunk, control_hz; and cameras.
+    """config.json: the reference's keys, and ours for what it has no words for: attention, chunk, control_hz; and those stated.
 
     Nor has it words for a language model in full precision (weight_bits, act_bits are ours): its own is ternary whatever stands there.
     """

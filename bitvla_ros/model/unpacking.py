@@ -30,5 +30,5 @@ def unpack_model(path: str | Path, *, seed: int = 0) -> BitVLA:
         model = network(packed.config)
     model.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, assign=True)
     model.path, model.norm_stats, model.norm_key, model.model_hash = packed.path, packed.norm_stats, packed.norm_key, packed.model_hash
-    model.cameras = packed.cameras
+    model.cameras, model.convention = packed.cameras, packed.convention
     return model.eval()

@@ -16,6 +16,7 @@ from rclpy.clock import Clock
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import Header
 
+from bitvla_ros.action_convention import ActionConvention
 from bitvla_ros.control.command import Command
 from bitvla_ros.msg import ActionChunk as ActionChunkMsg
 from bitvla_ros.msg import EndEffectorCommand, SimulationState
@@ -150,6 +151,8 @@ def chunk_to_msg(chunk: ActionChunk, stamp: int) -> ActionChunkMsg:
         epoch=chunk.epoch,
         instruction=chunk.instruction,
         model_hash=chunk.model_hash,
+        metres_per_unit=chunk.units.metres_per_unit or 0.0,
+        radians_per_unit=chunk.units.radians_per_unit or 0.0,
         preprocessing_latency=ns_to_duration(round(chunk.latency.preprocessing * SECOND)),
         inference_latency=ns_to_duration(round(chunk.latency.inference * SECOND)),
         total_latency=ns_to_duration(round(chunk.latency.total * SECOND)),
@@ -168,6 +171,10 @@ def chunk_from_msg(message: ActionChunkMsg) -> ActionChunk:
         raise ChunkError(f"control mode {message.control_mode!r}: expected {OSC_POSE!r}")
     if duration_to_ns(message.step_duration) <= 0:
         raise ChunkError(f"step duration {duration_to_ns(message.step_duration)} ns: expected more than 0")
+    try:
+        units = ActionConvention(message.metres_per_unit or None, message.radians_per_unit or None)
+    except ValueError as error:
+        raise ChunkError(f"{error}, or 0") from error
     latency = (message.preprocessing_latency, message.inference_latency, message.total_latency)
     return ActionChunk(
         actions=np.array(message.actions, np.float32).reshape(horizon, dimension),
@@ -179,6 +186,7 @@ def chunk_from_msg(message: ActionChunkMsg) -> ActionChunk:
         epoch=int(message.epoch),
         instruction=message.instruction,
         model_hash=message.model_hash,
+        units=units,
         latency=Latency(*(duration_to_ns(part) / SECOND for part in latency)),
     )
 

@@ -16,6 +16,7 @@ from sensor_msgs.msg import CompressedImage, Image, JointState
 
 from bitvla_ros.msg import SimulationState
 
+from ..action_convention import ActionConvention
 from ..policy.gate import Reason, Refused
 from ..policy.observation import Observation
 from ..policy.policy import PolicySpec
@@ -72,7 +73,10 @@ class Inputs:
     ) -> None:
         if len(p.gripper_joints) not in (1, 2) or len(p.gripper_scale) != 2 or len(p.gripper_offset) != 2 or len(p.orientation_branch) != 4:
             raise ParameterError("give gripper_joints 1 or 2 names, gripper_scale and gripper_offset 2 numbers, orientation_branch 4")
-        branch = np.array(p.orientation_branch) if any(p.orientation_branch) else None
+        given = tuple(p.orientation_branch) if any(p.orientation_branch) else None
+        for name, stated, own in spec.convention.differences(ActionConvention(orientation_branch=given)):
+            raise ParameterError(f"{name} is {own}, but the model was trained with {stated}, the opposite side: set it so")
+        branch = None if given is None else np.array(given)
         self.frame = p.base_frame if frames else ""
         self._node, self._p, self._frames = node, p, frames
         self._on_news, self._on_refusal = on_news, on_refusal

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..action_convention import ActionConvention
 from ..model import BitVLA, Prediction, build, default_dtype, load, with_byte_tokenizer
 from ..model.autoregressive import AutoregressiveBitVLA
 from ..model.checkpoint import read_statistics
@@ -83,6 +84,7 @@ class BitVLAPolicy:
             raise PolicyError(
                 f"preprocessing gives images of {recipe.shape}, the network takes {(size, size)}; do its files belong together?"
             )
+        require_known_gripper(model.convention, where)
         kind = "user" if config.discrete is None else config.discrete.prompt
         self.prompt = Prompt(tokenizer, image_tokens=config.vision.num_patches, cameras=len(cameras), kind=kind)
         if (self.prompt.image_token_id, self.prompt.proprio_token_id) != (config.image_token_id, config.proprio_token_id):
@@ -93,7 +95,7 @@ class BitVLAPolicy:
         self.statistics = statistics or Statistics.from_dict(model.norm_stats, action_dim=config.action_dim, proprio_dim=config.proprio_dim)
         self.frame = frame
         self.counts: dict[str, int] = {}
-        self.spec = PolicySpec("bitvla", tuple(cameras), config.chunk, float(control_hz), False, model.model_hash)
+        self.spec = PolicySpec("bitvla", tuple(cameras), config.chunk, float(control_hz), False, model.model_hash, model.convention)
 
     @classmethod
     def load(
@@ -189,6 +191,7 @@ class BitVLAPolicy:
             epoch=observation.epoch,
             instruction=observation.instruction,
             model_hash=self.spec.model_hash,
+            units=self.spec.convention.units,
             latency=Latency(prepared - start, inferred - prepared, time.perf_counter() - start),
         )
 
@@ -210,6 +213,15 @@ class BitVLAPolicy:
         chunks = [self.infer(observation) for _ in range(max(1, runs))]
         self.counts.clear()
         return chunks[-1].latency
+
+
+def require_known_gripper(convention: ActionConvention, where: object) -> None:
+    """Raises PolicyError where actions open and close the gripper otherwise than `to_command` takes them to."""
+    if convention.gripper_open is not None and (convention.gripper_open, convention.gripper_closed) != (1.0, 0.0):
+        raise PolicyError(
+            f"{where} says that the gripper is open at {convention.gripper_open:g} and closed at {convention.gripper_closed:g}; expected 1 "
+            "and 0: convert the dataset with --gripper-open and --gripper-closed, and train on that"
+        )
 
 
 def _why_it_cannot_act(model: BitVLA) -> str:

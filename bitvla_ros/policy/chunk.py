@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ..action_convention import UNKNOWN, ActionConvention
+
 OSC_POSE = "osc_pose"
 ACTION_DIM = 7
 
@@ -25,7 +27,7 @@ class ActionChunk:
     """Actions for the next H control steps (msg/ActionChunk.msg has the conventions of a row).
 
     actions: float32 [H, A]; action i is meant for the step that begins at observation_stamp + i * step_duration.
-    observation_stamp, step_duration: nanoseconds.
+    observation_stamp, step_duration: nanoseconds. units: metres and radians a unit, where they are known.
     """
 
     actions: NDArray[np.float32]
@@ -38,6 +40,7 @@ class ActionChunk:
     instruction: str = ""
     model_hash: str = ""
     latency: Latency = Latency()
+    units: ActionConvention = UNKNOWN
 
     @property
     def horizon(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from ..action_convention import UNKNOWN, ActionConvention
 from .chunk import ActionChunk
 from .observation import Observation
 
@@ -15,7 +16,7 @@ class PolicySpec:
 
     cameras: roles it looks at, in the model's order. horizon: actions in a chunk. control_hz: rate the actions are meant for.
     privileged: it needs simulator truth. model_hash: identifies weights and configuration as they are
-    stored: a checkpoint and what was packed from it have two.
+    stored: a checkpoint and what was packed from it have two. convention: what the numbers of its actions mean.
     """
 
     name: str
@@ -24,6 +25,7 @@ class PolicySpec:
     control_hz: float
     privileged: bool
     model_hash: str
+    convention: ActionConvention = UNKNOWN
 
     @property
     def step_duration(self) -> int:

@@ -15,6 +15,7 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from ..action_convention import OSC
 from ..policy.chunk import ACTION_DIM, ActionChunk
 from ..policy.observation import Observation
 from ..policy.policy import PolicySpec
@@ -80,7 +81,7 @@ class ScriptedExpert:
         self._suite = suite
         self._plans = {_key(instruction): plan for instruction, plan in plans.items()}
         digest = hashlib.sha256(repr(sorted(plans.items())).encode()).hexdigest()
-        self.spec = PolicySpec("expert", (), horizon, control_hz, privileged=True, model_hash=f"expert-{digest[:16]}")
+        self.spec = PolicySpec("expert", (), horizon, control_hz, privileged=True, model_hash=f"expert-{digest[:16]}", convention=OSC)
         self.reset()
 
     def reset(self) -> None:
@@ -118,6 +119,7 @@ class ScriptedExpert:
             epoch=observation.epoch,
             instruction=observation.instruction,
             model_hash=self.spec.model_hash,
+            units=OSC.units,
         )
 
     def _resume(self, observation: Observation) -> _Moment:

@@ -233,7 +233,7 @@ def _write(
                 cameras = {role: (pictures.shape[1], pictures.shape[2]) for role, pictures in episode.images.items()}
                 source = {"converted_from": kind, "conventions": list(said)}
                 name = arguments.name or Path(arguments.out).resolve().name
-                writer = DatasetWriter(folder, fps, cameras, name=name, robot_type=robot, source=source)
+                writer = DatasetWriter(folder, fps, cameras, name=name, robot_type=robot, source=source, convention=episode.convention)
             try:
                 writer.add(episode)
             except DatasetError as error:

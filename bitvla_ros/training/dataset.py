@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..action_convention import KEY, UNKNOWN, ActionConvention
 from . import lerobot_format as layout
 from .episode import Counterfactuals, DatasetError, Episode, Rows, check
 from .statistics import dataset_statistics
@@ -37,9 +38,10 @@ class DatasetWriter:
         name: str,
         robot_type: str = "panda",
         source: Mapping[str, Any] | None = None,
+        convention: ActionConvention = UNKNOWN,
     ) -> None:
         """fps: frames a second, the control rate. cameras: role -> (height, width). name: key of its normalisation statistics.
-        source: how it was made, for info.json; whatever JSON can hold.
+        source: how it was made, for info.json; whatever JSON can hold. convention: what the numbers of every episode mean.
 
         Raises DatasetError for a folder that holds something else, or a dataset begun with other arguments."""
         self.path = Path(path)
@@ -55,10 +57,11 @@ class DatasetWriter:
                     "robot_type": robot_type,
                     "cameras": {role: list(size) for role, size in cameras.items()},
                     "source": dict(source or {}),
+                    KEY: convention.to_json(),
                 }
             )
         )
-        self._cameras = dict(cameras)
+        self._cameras, self._convention = dict(cameras), convention
         self._records: list[dict[str, Any]] = []  # of each episode: task, seed, success, length, stats
         self._tasks: list[str] = []
         self._actions: list[NDArray[np.float32]] = []
@@ -86,6 +89,8 @@ class DatasetWriter:
         index = len(self._records)
         dimensions = (self._states[0].shape[1], self._actions[0].shape[1]) if self._records else None
         check(episode, index, self._cameras, dimensions)
+        for field, other, own in episode.convention.differences(self._convention):
+            raise DatasetError(f"episode {index}: {field} is {other}, and of those before {own}: they cannot be in one dataset")
         state, actions = episode.state, episode.actions
         record: dict[str, Any] = {"task": episode.task, "seed": episode.seed, "success": episode.success, "length": len(actions)}
         record["stats"] = {
@@ -135,6 +140,7 @@ class DatasetWriter:
             "video_path": None,
             "features": layout.features(self._cameras, self._states[0].shape[1], self._actions[0].shape[1], self._others),
             "source": settings["source"],
+            KEY: settings[KEY],
         }
         tasks = layout.json_lines({"task_index": i, "task": task} for i, task in enumerate(self._tasks))
         episodes = layout.json_lines(
@@ -193,7 +199,7 @@ class Dataset:
     """A dataset on disk, read lazily: numbers when it is opened, pictures when they are asked for. len() is its frames.
 
     name, statistics: its entry in dataset_statistics.json. fps: frames a second. cameras: role -> (height, width).
-    tasks: instructions. lengths: frames of each episode. source: how it was made.
+    tasks: instructions. lengths: frames of each episode. source: how it was made. convention: what its numbers mean.
     """
 
     def __init__(self, path: str | os.PathLike[str], cameras: Sequence[str] | None = None) -> None:
@@ -210,6 +216,10 @@ class Dataset:
             raise DatasetError(f"{self.path} has the layout {info['codebase_version']!r}, expected {layout.VERSION!r}: use bitvla convert")
         self.fps = float(info["fps"])
         self.source: dict[str, Any] = info.get("source", {})
+        try:
+            self.convention = ActionConvention.from_json(info.get(KEY))
+        except ValueError as error:
+            raise DatasetError(f"{self.path / layout.INFO}: {error}") from error
         self.cameras = self._choose(info["features"], cameras)
         statistics = _json(self.path / layout.STATISTICS, f"{self.path} has no normalisation statistics: bitvla convert computes them")
         if len(statistics) != 1:
@@ -249,7 +259,7 @@ class Dataset:
         images = {role: np.stack([self._image(index, i, role) for i in range(len(rows.actions))]) for role in self.cameras}
         seed, success = record.get("seed"), bool(record.get("success", True))
         others = Counterfactuals(self.tasks, rows.other_tasks, rows.other_actions) if rows.other_tasks.size else None
-        return Episode(self.tasks[rows.task], images, rows.state, rows.actions, seed, success, others)
+        return Episode(self.tasks[rows.task], images, rows.state, rows.actions, seed, success, others, self.convention)
 
     def frame(
         self, index: int, chunk: int = 1, other: int | None = None

@@ -19,6 +19,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from ..action_convention import OSC
 from ..policy.chunk import ACTION_DIM
 from ..policy.normalization import GRIPPER
 from ..policy.observation import Observation, Privileged, state_vector
@@ -121,5 +122,5 @@ def play(
                 return None
             pictures_of = {role: np.stack(pictures) for role, pictures in images.items()}
             answers = None if others is None else others.answers()
-            return Episode(words, pictures_of, np.array(states, np.float32), to_dataset(np.array(actions)), seed, True, answers)
+            return Episode(words, pictures_of, np.array(states, np.float32), to_dataset(np.array(actions)), seed, True, answers, OSC)
     return None

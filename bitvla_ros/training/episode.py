@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ..action_convention import UNKNOWN, ActionConvention
 from . import lerobot_format as layout
 
 
@@ -37,7 +38,7 @@ class Episode:
     state: float32 [T, D]; of a Panda [T, 8], policy/observation.py state_vector.
     actions: float32 [T, A], what the demonstrator meant to do at each frame: offsets in [-1, 1], last the gripper, 1 = open, 0 = closed.
     seed: of the simulator's initial state, where it was simulated.
-    counterfactuals: of its frames, where they are known.
+    counterfactuals: of its frames, where they are known. convention: what its numbers mean.
     """
 
     task: str
@@ -47,6 +48,7 @@ class Episode:
     seed: int | None = None
     success: bool = True
     counterfactuals: Counterfactuals | None = None
+    convention: ActionConvention = UNKNOWN
 
     def __len__(self) -> int:
         return len(self.actions)

@@ -16,12 +16,13 @@ from .statistics import dataset_statistics
 class JoinedDataset:
     """The episodes of one dataset after those of another; the members are those of a Dataset that training needs.
 
-    name: of the first dataset. statistics: of all frames together. source: of each dataset.
+    name: of the first dataset. statistics: of all frames together. source: of each dataset. convention: what any of them states.
     """
 
     def __init__(self, datasets: Sequence[Dataset]) -> None:
-        """Raises DatasetError where rates, cameras or dimensions differ."""
+        """Raises DatasetError where rates, cameras, dimensions or what their numbers mean differ."""
         first = datasets[0]
+        self.convention = first.convention
         for other in datasets[1:]:
             for what, mine, theirs in (
                 ("frames a second", first.fps, other.fps),
@@ -30,6 +31,9 @@ class JoinedDataset:
             ):
                 if mine != theirs:
                     raise DatasetError(f"{other.path} has other {what} than {first.path}: {theirs}, expected {mine}")
+            for field, theirs, mine in other.convention.differences(self.convention):
+                raise DatasetError(f"{other.path} has another {field} than {first.path}: {theirs}, expected {mine}; convert it anew")
+            self.convention = self.convention.agreed(other.convention, other.path)
         self._datasets = tuple(datasets)
         self._starts = np.concatenate([[0], np.cumsum([len(dataset) for dataset in datasets])])
         self.name, self.fps, self.cameras = first.name, first.fps, first.cameras

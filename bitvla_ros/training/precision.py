@@ -26,5 +26,6 @@ def in_precision(model: BitVLA, *, vision: bool, language: bool) -> BitVLA:
         other = BitVLA(config)
     other.load_state_dict(weights, assign=True)
     other.model_hash = hash_model(config, {name: tensor.cpu() for name, tensor in weights.items()})
-    other.path, other.norm_stats, other.norm_key, other.cameras = model.path, model.norm_stats, model.norm_key, model.cameras
+    other.path, other.norm_stats, other.norm_key = model.path, model.norm_stats, model.norm_key
+    other.cameras, other.convention = model.cameras, model.convention
     return other.eval()

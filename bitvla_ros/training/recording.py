@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from ..action_convention import OSC
 from ..arguments import COUNT, NATURAL, require_read, within
 from ..policy.policy import Policy
 from ..simulation import FIRST_TRAINING_SEED, LIBERO_SUITES, ONE_SCENE_SUITES, SUITES, Environment, make
@@ -274,6 +275,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         dict.fromkeys(CAMERAS, (recipe.image_size, recipe.image_size)),
         name=suites[0] if len(suites) == 1 else output.resolve().name,
         source=recipe.source(),
+        convention=OSC,
     )
     found, total = len(writer), arguments.episodes * len(suites)
     began, frames_before, failures = time.perf_counter(), writer.frames, 0

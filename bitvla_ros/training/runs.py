@@ -65,7 +65,8 @@ def train_on(
     def save(step: int) -> None:
         weights = group.weights(model)
         if group.first:
-            save_checkpoint(model, checkpoint, weights=weights, tokenizer=tokenizer, cameras=list(dataset.cameras), step=step)
+            of_data: dict[str, Any] = {"cameras": list(dataset.cameras), "convention": dataset.convention}
+            save_checkpoint(model, checkpoint, weights=weights, tokenizer=tokenizer, step=step, **of_data)
 
     trainer = Trainer(
         model,

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from bitvla_ros.action_convention import UNKNOWN, ActionConvention
 from bitvla_ros.control.limits import Limits
 
 Level = Literal["ok", "warn", "fail", "skip"]
@@ -220,6 +221,7 @@ class Machine:
 @dataclass(frozen=True)
 class Model:
     """What a model's files say. bytes: of its weights, packed. packed: on disk already. control_hz, cameras: None where it does not say.
+    convention: what its actions mean.
 
     state_low, state_high: float64 [8], what 1 % and 99 % of the training data's states lie below; None without proprioception.
     """
@@ -233,3 +235,4 @@ class Model:
     state_low: NDArray[np.float64] | None = None
     state_high: NDArray[np.float64] | None = None
     cameras: tuple[str, ...] | None = None
+    convention: ActionConvention = UNKNOWN

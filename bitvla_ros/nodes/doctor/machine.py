@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from bitvla_ros.action_convention import ActionConvention
 from bitvla_ros.stated import same
 
 from .cameras import DEFAULT_TRANSPORTS
@@ -33,6 +34,7 @@ def check_model(model: Model | None, problem: str, expected: Expected) -> Iterat
     else:
         yield Finding("model", "ok", f"{model.name}: packed and whole, {size}")
     yield _rate(model, expected)
+    yield _units(model, expected)
 
 
 def _rate(model: Model, expected: Expected) -> Finding:
@@ -49,6 +51,19 @@ def _rate(model: Model, expected: Expected) -> Finding:
         found = f"the model's actions are meant for {rate:g} Hz, the controller steps at {steps:g} Hz and would refuse them"
         return Finding(name, "fail", found, f"set the controller's control_hz to {rate:g}")
     return Finding(name, "ok", f"{rate:g} Hz, the model's and the controller's")
+
+
+def _units(model: Model, expected: Expected) -> Finding:
+    name = "units"
+    metres, radians = (float(expected.controller[f"limits.{unit}_per_unit"]) for unit in ("metres", "radians"))
+    taken = f"the controller takes a full-scale action for {metres:g} m or {radians:g} rad a step"
+    for unit, stated, own in model.convention.differences(ActionConvention(metres, radians)):
+        found = f"the model's {unit} is {stated:g}, the controller's {own:g}: it would refuse the chunks"
+        return Finding(name, "fail", found, f"set limits.{unit} to {stated:g}, or take a model that was trained for this arm")
+    if None in (model.convention.metres_per_unit, model.convention.radians_per_unit) and not model.name.startswith("random:"):
+        remedy = "look up how its dataset was scaled, and state it: bitvla pack --metres-per-unit M --radians-per-unit R"
+        return Finding(name, "warn", f"the model does not say what its actions mean; {taken}", remedy)
+    return Finding(name, "ok", taken)
 
 
 def check_machine(machine: Machine, model: Model | None, expected: Expected) -> Iterator[Finding]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ...action_convention import KEY, ActionConvention
 from ...stated import agreed
 from ..dataset import Episode
 from ..lerobot_format import ACTION, INFO, STATE, STATISTICS, decode_image
@@ -60,6 +61,7 @@ def read_lerobot(path: Path, options: LerobotOptions, say: Callable[[str], None]
     for name, option in ((options.state, "--state"), (options.action, "--action")):
         if name not in info["features"]:
             raise ConversionError(f"{path} has no feature {name} ({option}); it has {', '.join(info['features'])}")
+    convention = _convention(path, info)
     convert = _gripper(path, info, options, say)
     for role, name in cameras.items():
         say(f"camera {role}: {name}")
@@ -71,7 +73,7 @@ def read_lerobot(path: Path, options: LerobotOptions, say: Callable[[str], None]
                 episode = _episode(index, number, cameras, info["features"], options, convert, videos)
             except ConversionError as error:
                 raise ConversionError(f"{where}: {error}") from error
-            yield where, episode
+            yield where, replace(episode, convention=convention)
 
 
 @dataclass(frozen=True)
@@ -244,6 +246,14 @@ def _gripper(
         return np.clip(share, 0.0, 1.0)
 
     return convert
+
+
+def _convention(path: Path, info: Mapping[str, Any]) -> ActionConvention:
+    """What one of our own says of itself; of others nothing is known but the gripper, which is converted."""
+    try:
+        return replace(ActionConvention.from_json(info.get(KEY)), gripper_open=1.0, gripper_closed=0.0)
+    except ValueError as error:
+        raise ConversionError(f"{path / INFO}: {error}") from error
 
 
 def _info(path: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...action_convention import OSC
 from ..dataset import Episode
 from . import ConversionError
 from .pictures import shrunk
@@ -99,7 +100,7 @@ def _episode(
         images[role] = np.stack([shrunk(turn(pictures[seen[i]]), shorter_side) for i in kept])
     actions = actions[kept]
     actions[:, 6] = 1.0 - np.clip(actions[:, 6], 0.0, 1.0)
-    return Episode(task, images, state[seen[kept]].astype(np.float32), actions.astype(np.float32)), len(seen)
+    return Episode(task, images, state[seen[kept]].astype(np.float32), actions.astype(np.float32), convention=OSC), len(seen)
 
 
 def _follows_the_action(demo: Any, observed: Any) -> bool:

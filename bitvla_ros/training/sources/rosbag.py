@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...action_convention import ActionConvention
 from ...policy.observation import state_vector
 from ..dataset import Episode
 from . import ConversionError
@@ -273,7 +274,9 @@ def _episode(
     state = np.stack([state_vector(*row) for row in zip(positions[:-1], quaternions[:-1], fingers[:-1], strict=True)])
     made, clipped = actions(streams.command, streams.gripper, times, positions, quaternions, fingers, options, say)
     images = {role: _pictures(bag, *streams.cameras[role], index, options.shorter_side) for role, index in chosen.items()}
-    return Episode(instruction.strip(), images, state.astype(np.float32), made), clipped
+    x, y, z, w = branch.tolist()
+    convention = ActionConvention(options.metres_per_unit, options.radians_per_unit, 1.0, 0.0, (x, y, z, w), streams.frame or None)
+    return Episode(instruction.strip(), images, state.astype(np.float32), made, convention=convention), clipped
 
 
 def _pictures(
