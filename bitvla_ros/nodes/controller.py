@@ -17,6 +17,7 @@ from rclpy.action import ActionServer, CancelResponse, GoalResponse
 from std_srvs.srv import Trigger
 
 from bitvla_ros.action import ExecuteInstruction
+from bitvla_ros.action_convention import UNKNOWN
 from bitvla_ros.control.limits import RESTRICTABLE, FaultReason
 from bitvla_ros.control.player import ChunkRefused
 from bitvla_ros.control.session import Outcome, Result, Session
@@ -111,6 +112,7 @@ class ControllerNode(ManagedNode):
 
     def status(self) -> Status:
         session, fault = self._session, self._session.guard.fault
+        chunk = session.player.chunk
         values = {
             "epoch": session.epoch,
             "running": session.running,
@@ -118,6 +120,7 @@ class ControllerNode(ManagedNode):
             "chunks": session.chunks,
             "policies_alive": self._policy.alive,
             "liveliness_losses": self._policy.losses,
+            **({} if chunk is None else {"units": "unknown" if chunk.units == UNKNOWN else "agreed"}),
             "last_refusal": self._last_refusal,
             **{f"refused_{reason}": count for reason, count in self._refusals.items()},
             **self._output.values(),
