@@ -19,7 +19,8 @@ pq = pytest.importorskip("pyarrow.parquet")
 FPS, SIZE = 10, 32
 LENGTHS = (6, 9, 4)
 TASKS = ("open the drawer", "close the drawer", "open the drawer")
-GRIPPER = ["--gripper-open", "-1", "--gripper-closed", "1"]
+MEANING = ["--actions", "offsets", "--action-rotation", "axis-angle", "--state-rotation", "axis-angle"]
+OPTIONS = [*MEANING, "--gripper-open", "-1", "--gripper-closed", "1"]
 
 
 def numbers(episode: int) -> tuple[np.ndarray, np.ndarray]:
@@ -138,7 +139,7 @@ def refused(capsys: pytest.CaptureFixture[str], source: Path, *arguments: object
 @pytest.mark.parametrize("version", ["v2.1", "v3.0"])
 def test_every_frame_is_where_it_was(tmp_path, capsys, version, video):
     source = write(tmp_path / "in", version, video=video)
-    code, result, err = convert(capsys, source, tmp_path / "out", *GRIPPER)
+    code, result, err = convert(capsys, source, tmp_path / "out", *OPTIONS)
     assert code == 0, err
     assert "converted to 1 = open, 0 = closed" in err
     dataset = Dataset(tmp_path / "out")
@@ -181,8 +182,8 @@ def test_features_with_names_of_their_own_are_mapped(tmp_path, capsys):
     for file in source.glob("data/*/*.parquet"):
         table = pq.read_table(file)
         pq.write_table(table.rename_columns([names.get(name, name) for name in table.column_names]), file)
-    options = [*GRIPPER, "--camera", "front=image", "--state", "state", "--action", "actions", "--instruction", "tidy up"]
-    assert "it has image, state, actions" in refused(capsys, source, *GRIPPER)
+    options = [*OPTIONS, "--camera", "front=image", "--state", "state", "--action", "actions", "--instruction", "tidy up"]
+    assert "it has image, state, actions" in refused(capsys, source, *OPTIONS)
     assert convert(capsys, source, tmp_path / "out", *options)[0] == 0
     episode = Dataset(tmp_path / "out").episode(1)
     assert list(episode.images) == ["front"] and episode.task == "tidy up"
@@ -190,9 +191,9 @@ def test_features_with_names_of_their_own_are_mapped(tmp_path, capsys):
 
 def test_an_unsaid_gripper_convention_is_refused(tmp_path, capsys):
     source = write(tmp_path / "in", "v2.1", video=False)
-    assert "--gripper-open" in refused(capsys, source)
-    assert "together" in refused(capsys, source, "--gripper-open", 1)
-    error = refused(capsys, source, "--gripper-open", 1, "--gripper-closed", 0)
+    assert "--gripper-open" in refused(capsys, source, *MEANING)
+    assert "together" in refused(capsys, source, *MEANING, "--gripper-open", 1)
+    error = refused(capsys, source, *MEANING, "--gripper-open", 1, "--gripper-closed", 0)
     assert "episode 0" in error and "frame 0" in error and "-1" in error
 
 
@@ -220,7 +221,7 @@ def change(file: Path, name: str, frame: int, value: Any) -> None:
 def test_bad_frames_are_refused_by_episode_and_frame(tmp_path, capsys, name, value, words):
     source = write(tmp_path / "in", "v2.1", video=False)
     change(source / "data/chunk-000/episode_000001.parquet", name, 2, value)
-    error = refused(capsys, source, *GRIPPER)
+    error = refused(capsys, source, *OPTIONS)
     assert "episode 1" in error and "frame 2" in error and words in error
 
 
@@ -228,7 +229,7 @@ def test_a_missing_row_is_refused(tmp_path, capsys):
     source = write(tmp_path / "in", "v2.1", video=False)
     file = source / "data/chunk-000/episode_000001.parquet"
     pq.write_table(pq.read_table(file).slice(0, 7), file)
-    error = refused(capsys, source, *GRIPPER)
+    error = refused(capsys, source, *OPTIONS)
     assert "episode 1" in error and "frame 7" in error and "9 in meta/" in error
 
 
@@ -245,7 +246,7 @@ def test_videos_that_do_not_fit_are_refused(tmp_path, capsys, fault, words):
         file.unlink()
     if fault in ("short", "long"):
         write_video(file, pictures(1)[:5] if fault == "short" else [*pictures(1), *pictures(2)])
-    error = refused(capsys, source, *GRIPPER)
+    error = refused(capsys, source, *OPTIONS)
     assert "episode 1" in error and words in error and file.name in error
     assert fault == "missing" or "frame" in error
 
@@ -256,7 +257,7 @@ def test_frames_are_found_anywhere_in_a_video(tmp_path):
     write_video(tmp_path / "a.mp4", pictures(0) + pictures(1))
     with Videos() as videos:
         for first, count in ((4, 3), (9, 2), (2, 5), (2, 1)):  # on, on with a gap, back, back
-            frames = videos.read(tmp_path / "a.mp4", first, count, alone=False)
+            frames = np.stack(list(videos.read(tmp_path / "a.mp4", first, count, alone=False)))
             np.testing.assert_allclose(frames.reshape(count, -1).mean(axis=1), [shade(0, first + i) for i in range(count)], atol=2)
 
 
@@ -266,27 +267,27 @@ def test_av1_decodes(tmp_path):
 
     write_video(tmp_path / "a.mp4", [np.repeat(np.repeat(image, 4, 0), 4, 1) for image in pictures(0)], "libsvtav1")
     with Videos() as videos:
-        frames = videos.read(tmp_path / "a.mp4", 0, LENGTHS[0], alone=True)
+        frames = np.stack(list(videos.read(tmp_path / "a.mp4", 0, LENGTHS[0], alone=True)))
     np.testing.assert_allclose(frames.reshape(len(frames), -1).mean(axis=1), [shade(0, i) for i in range(len(frames))], atol=3)
 
 
 def test_a_v3_video_that_ends_early_is_refused(tmp_path, capsys):
     source = write(tmp_path / "in", "v3.0", video=True)
     write_video(source / "videos/observation.images.scene/chunk-000/file-000.mp4", (pictures(0) + pictures(1))[:10])
-    error = refused(capsys, source, *GRIPPER)
+    error = refused(capsys, source, *OPTIONS)
     assert "episode 1" in error and "frame 4" in error and "ends after 10 frames" in error
 
 
 def test_datasets_that_are_none_are_refused(tmp_path, capsys):
     source = write(tmp_path / "in", "v1.6", video=False)
-    assert "v1.6" in refused(capsys, source, *GRIPPER)
+    assert "v1.6" in refused(capsys, source, *OPTIONS)
     (source / "meta/info.json").write_text("{")
-    assert "damaged" in refused(capsys, source, *GRIPPER)
+    assert "damaged" in refused(capsys, source, *OPTIONS)
     (source / "meta/info.json").unlink()
-    assert "is no rosbag2" in refused(capsys, source, *GRIPPER)
+    assert "is no rosbag2" in refused(capsys, source, *OPTIONS)
 
 
 def test_another_rate_is_refused(tmp_path, capsys):
     source = write(tmp_path / "in", "v2.1", video=False)
-    assert "states 10" in refused(capsys, source, *GRIPPER, "--control-hz", 20)
-    assert "no pictures wrist=w" in refused(capsys, source, *GRIPPER, "--camera", "wrist=w")
+    assert "states 10" in refused(capsys, source, *OPTIONS, "--control-hz", 20)
+    assert "no pictures wrist=w" in refused(capsys, source, *OPTIONS, "--camera", "wrist=w")

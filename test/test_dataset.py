@@ -58,7 +58,7 @@ def contents(path: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Episode]]:
-    episodes = [make_episode(0), make_episode(1, 3, "put it down"), make_episode(2, 1)]
+    episodes = [make_episode(0), replace(make_episode(1, 3, "put it down"), success=True), replace(make_episode(2, 1), success=False)]
     return write(tmp_path_factory.mktemp("written") / "blocks", episodes), episodes
 
 
@@ -114,7 +114,7 @@ def test_counterfactuals_that_do_not_fit_are_refused(tmp_path: Path, change: dic
 
 def edit(path: Path, episode: int, column: str, change: Any) -> None:
     """Rewrite one column of an episode's file. change: list of values -> list of values, or None to leave the column out."""
-    file = path / f"data/chunk-000/episode_{episode:06d}.parquet"
+    file = path / f"data/chunk-000/file-{episode:03d}.parquet"
     table = pq.read_table(file)
     at = table.schema.get_field_index(column)
     if change is None:
@@ -135,7 +135,7 @@ def test_episodes_come_back_as_they_went_in(written: tuple[Path, list[Episode]])
     assert dataset.tasks == ("pick up the red block", "put it down")
     for i, episode in enumerate(episodes):
         found = dataset.episode(i)
-        assert (found.task, found.seed, found.success, len(found)) == (episode.task, episode.seed, True, len(episode))
+        assert (found.task, found.seed, found.success, len(found)) == (episode.task, episode.seed, episode.success, len(episode))
         assert found.state.dtype == found.actions.dtype == np.float32
         np.testing.assert_array_equal(found.state, episode.state)
         np.testing.assert_array_equal(found.actions, episode.actions)
@@ -162,17 +162,17 @@ def test_a_chunk_ends_with_the_episode_and_then_stays(written: tuple[Path, list[
 def test_the_layout_is_lerobots(written: tuple[Path, list[Episode]]) -> None:
     path, _ = written
     assert set(contents(path)) == {
-        *(f"data/chunk-000/episode_{i:06d}.parquet" for i in range(3)),
-        *(f"meta/{name}" for name in ("info.json", "tasks.jsonl", "episodes.jsonl", "episodes_stats.jsonl")),
+        *(f"data/chunk-000/file-{i:03d}.parquet" for i in range(3)),
+        *(f"meta/{name}" for name in ("info.json", "tasks.parquet", "episodes/chunk-000/file-000.parquet", "stats.json")),
         "dataset_statistics.json",
     }
     info = json.loads((path / "meta/info.json").read_text())
-    counts = {"total_episodes": 3, "total_frames": 11, "total_tasks": 2, "total_chunks": 1, "total_videos": 0, "chunks_size": 1000}
+    counts = {"total_episodes": 3, "total_frames": 11, "total_tasks": 2, "chunks_size": 1000}
     assert counts.items() <= info.items()
-    assert (info["codebase_version"], info["fps"], info["splits"]) == ("v2.1", 20, {"train": "0:3"})
-    assert info["data_path"].format(episode_chunk=0, episode_index=2) == "data/chunk-000/episode_000002.parquet"
+    assert (info["codebase_version"], info["fps"], info["splits"]) == ("v3.0", 20, {"train": "0:3"})
+    assert info["data_path"].format(chunk_index=0, file_index=2) == "data/chunk-000/file-002.parquet"
     assert info["features"]["observation.images.scene"]["shape"] == [6, 8, 3]
-    table = pq.read_table(path / "data/chunk-000/episode_000001.parquet")
+    table = pq.read_table(path / "data/chunk-000/file-001.parquet")
     assert set(table.column_names) == set(info["features"])
     assert table["index"].to_pylist() == [7, 8, 9] and table["frame_index"].to_pylist() == [0, 1, 2]
     assert table["task_index"].to_pylist() == [1, 1, 1] and table["episode_index"].to_pylist() == [1, 1, 1]
@@ -180,20 +180,26 @@ def test_the_layout_is_lerobots(written: tuple[Path, list[Episode]]) -> None:
     assert table.schema.field("observation.images.scene").type == pa.struct({"bytes": pa.binary(), "path": pa.string()})
     kinds = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]
     assert set(kinds) == set(info["features"]) and kinds["observation.images.wrist"] == {"_type": "Image"}
-    rows = [json.loads(line) for line in (path / "meta/episodes.jsonl").read_text().splitlines()]
-    assert rows[1] == {"episode_index": 1, "tasks": ["put it down"], "length": 3, "seed": 1, "success": True}
-    stats = [json.loads(line) for line in (path / "meta/episodes_stats.jsonl").read_text().splitlines()]
-    assert set(stats[0]["stats"]) == {"observation.images.scene", "observation.images.wrist", "observation.state", "action"}
-    assert np.shape(stats[0]["stats"]["observation.images.scene"]["mean"]) == (3, 1, 1)
+    rows = pq.read_table(path / "meta/episodes/chunk-000/file-000.parquet").to_pylist()
+    expected = {"episode_index": 1, "tasks": ["put it down"], "length": 3, "seed": 1, "success": True}
+    expected |= {"dataset_from_index": 7, "dataset_to_index": 10, "data/chunk_index": 0, "data/file_index": 1}
+    assert expected.items() <= rows[1].items()
+    assert [row["success"] for row in rows] == [None, True, False]
+    tasks = pq.read_table(path / "meta/tasks.parquet")
+    assert tasks.to_pydict() == {"task_index": [0, 1], "task": ["pick up the red block", "put it down"]}
+    assert json.loads(tasks.schema.metadata[b"pandas"])["index_columns"] == ["task"]
+    stats = json.loads((path / "meta/stats.json").read_text())
+    assert set(stats) == {"observation.images.scene", "observation.images.wrist", "observation.state", "action"}
+    assert np.shape(stats["observation.images.scene"]["mean"]) == (3, 1, 1)
 
 
 def test_statistics_are_those_of_all_frames(written: tuple[Path, list[Episode]]) -> None:
     path, episodes = written
     entry = json.loads((path / "dataset_statistics.json").read_text())["blocks"]
     assert entry == Dataset(path).statistics
-    assert (entry["num_transitions"], entry["num_trajectories"]) == (11, 3)
+    assert (entry["num_transitions"], entry["num_trajectories"]) == (10, 2)  # without the failure
     assert entry["action"]["mask"] == [True] * 6 + [False] and "mask" not in entry["proprio"]
-    for key, arrays in (("action", [e.actions for e in episodes]), ("proprio", [e.state for e in episodes])):
+    for key, arrays in (("action", [e.actions for e in episodes[:2]]), ("proprio", [e.state for e in episodes[:2]])):
         rows = np.concatenate(arrays).astype(np.float64)
         expected = {"mean": rows.mean(0), "std": rows.std(0), "max": rows.max(0), "min": rows.min(0)}
         expected |= {"q01": np.percentile(rows, 1, axis=0), "q99": np.percentile(rows, 99, axis=0)}
@@ -205,11 +211,14 @@ def test_statistics_are_those_of_all_frames(written: tuple[Path, list[Episode]])
 
 def test_picture_statistics_are_of_colours_in_zero_to_one(written: tuple[Path, list[Episode]]) -> None:
     path, episodes = written
-    stats = json.loads((path / "meta/episodes_stats.jsonl").read_text().splitlines()[0])["stats"]["observation.images.scene"]
-    colours = episodes[0].images["scene"] / 255.0
-    np.testing.assert_allclose(np.ravel(stats["mean"]), colours.mean((0, 1, 2)))
-    np.testing.assert_allclose(np.ravel(stats["std"]), colours.std((0, 1, 2)))
-    np.testing.assert_allclose(np.ravel(stats["max"]), colours.max((0, 1, 2)))
+    row = pq.read_table(path / "meta/episodes/chunk-000/file-000.parquet").to_pylist()[0]
+    of_all = json.loads((path / "meta/stats.json").read_text())["observation.images.scene"]
+    every = np.concatenate([episode.images["scene"] for episode in episodes])
+    of_first = {name: row[f"stats/observation.images.scene/{name}"] for name in of_all}
+    for stats, pictures in ((of_first, episodes[0].images["scene"]), (of_all, every)):
+        colours = np.asarray(pictures) / 255.0
+        for name in ("mean", "std", "max", "min"):
+            np.testing.assert_allclose(np.ravel(stats[name]), getattr(colours, name)((0, 1, 2)))
 
 
 def test_statistics_of_other_dimensions_mask_the_last() -> None:
@@ -228,7 +237,7 @@ def test_a_writer_that_was_killed_goes_on_and_ends_with_the_same_bytes(tmp_path:
         if i == 0:
             with pytest.raises(DatasetError, match="not finished"):
                 Dataset(parts)
-        (parts / "data/chunk-000/.episode_000009.parquet.partial").write_bytes(b"half")
+        (parts / "data/chunk-000/.file-009.parquet.partial").write_bytes(b"half")
         if i == 1:
             writer.close()  # and later extended
     writer = writer_at(parts)
@@ -323,7 +332,7 @@ def at(frame: int, value: Any) -> Any:
         ("action", at(1, None), "episode 0, frame 1: action has 0 dimensions"),
         ("action", lambda values: [row[:6] for row in values], "episode 0: state and actions have 8 and 6 dimensions"),
         ("observation.state", None, "episode 0: .* has no column 'observation.state'"),
-        ("task_index", lambda values: [5 for _ in values], "episode 0 has task 5; tasks.jsonl has 0 to 0"),
+        ("task_index", lambda values: [5 for _ in values], "episode 0 has the task 5; meta/ has 0"),
     ],
 )
 def test_a_damaged_dataset_is_refused_when_it_is_opened(tmp_path: Path, column: str, change: Any, message: str) -> None:
@@ -357,17 +366,17 @@ def test_a_picture_that_does_not_decode_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kept", [0.0, 0.5, 0.99])
 def test_a_truncated_file_is_named_by_reader_and_writer(tmp_path: Path, kept: float) -> None:
     path = write(tmp_path / "d", [make_episode(0), make_episode(1)])
-    file = path / "data/chunk-000/episode_000001.parquet"
+    file = path / "data/chunk-000/file-001.parquet"
     file.write_bytes(file.read_bytes()[: int(kept * file.stat().st_size)])
-    with pytest.raises(DatasetError, match=r"episode 1: .*episode_000001.parquet is damaged"):
+    with pytest.raises(DatasetError, match=r"episode 1: .*file-001.parquet is damaged"):
         Dataset(path)
-    with pytest.raises(DatasetError, match=r"episode 1: .*episode_000001.parquet is damaged"):
+    with pytest.raises(DatasetError, match=r"episode 1: .*file-001.parquet is damaged"):
         writer_at(path)
 
 
 def test_missing_episodes_are_named(tmp_path: Path) -> None:
     path = write(tmp_path / "d", [make_episode(i) for i in range(3)])
-    (path / "data/chunk-000/episode_000001.parquet").unlink()
+    (path / "data/chunk-000/file-001.parquet").unlink()
     with pytest.raises(DatasetError, match="episode 1 is missing"):
         Dataset(path)
     with pytest.raises(DatasetError, match="episode 1 is missing although episode 2 is there"):
@@ -379,8 +388,8 @@ def test_what_is_no_dataset_of_this_layout_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"has no camera 'belly'; it has scene, wrist"):
         Dataset(path, cameras=["scene", "belly"])
     info = json.loads((path / "meta/info.json").read_text())
-    (path / "meta/info.json").write_text(json.dumps({**info, "codebase_version": "v3.0"}))
-    with pytest.raises(DatasetError, match=r"layout 'v3.0', expected 'v2.1'.*bitvla convert"):
+    (path / "meta/info.json").write_text(json.dumps({**info, "codebase_version": "v3.1"}))
+    with pytest.raises(DatasetError, match=r"layout 'v3.1', expected v2.1 or v3.0: use bitvla convert"):
         Dataset(path)
     (path / "meta/info.json").write_text(json.dumps({key: value for key, value in info.items() if key != "fps"}))
     with pytest.raises(DatasetError, match="'fps' is missing"):
@@ -414,7 +423,7 @@ except DatasetError as error:
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert "episode 1 could not be written" in done.stdout and "make room" in done.stdout
-    assert list(contents(path)) == ["data/chunk-000/episode_000000.parquet"]
+    assert list(contents(path)) == ["data/chunk-000/file-000.parquet"]
     writer = writer_at(path)
     assert writer.add(make_episode(1)) == 1
     writer.close()

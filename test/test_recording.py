@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitvla_ros import cli
+from bitvla_ros.action_convention import OSC
 from bitvla_ros.model.shipped import shipped
 from bitvla_ros.policy.chunk import ActionChunk
 from bitvla_ros.policy.normalization import Bounds, to_command, unnormalise_actions
@@ -283,7 +284,7 @@ def test_a_recording_that_was_killed_is_continued_to_the_same_dataset(recorded: 
     words = [sys.executable, "-m", "bitvla_ros.cli", *command(path, "--workers", "2", episodes=4)]
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 100
-    while not (path / "data/chunk-000/episode_000000.parquet").exists():
+    while not (path / "data/chunk-000/file-000.parquet").exists():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
     workers = children(process.pid)
@@ -329,7 +330,7 @@ def test_a_folder_recorded_otherwise_is_refused(recorded: Path, capsys: pytest.C
         assert cli.main(command(recorded, *more, episodes=5)) == 2
         assert "was begun with" in json.loads(capsys.readouterr().out)["error"]
     source = Recipe((SUITE,), render_size=SIZE).source()
-    writer = DatasetWriter(recorded, 20, dict.fromkeys(recording.CAMERAS, (SIZE, SIZE)), name=SUITE, source=source)
+    writer = DatasetWriter(recorded, 20, dict.fromkeys(recording.CAMERAS, (SIZE, SIZE)), name=SUITE, source=source, convention=OSC)
     with pytest.raises(DatasetError, match="episode 0 is 'pick up the red block and place it in the basket' from seed 1000000"):
         list(record(Recipe((SUITE,), SIZE, first=7, render_size=SIZE), 5, writer))
     assert contents(recorded) == before

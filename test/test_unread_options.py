@@ -108,10 +108,11 @@ def test_the_doctor_refuses_a_model_for_a_profile_without_a_network(tmp_path, ca
 # --- convert --------------------------------------------------------------------------------------------------------------
 
 BAGS = (
-    "--pose p, --tf a b, --joints j, --command none, --command-frame pose, --gripper g, --split s, --max-gap 1, --metres-per-unit 1, "
-    "--radians-per-unit 1, --gripper-joints a, --gripper-scale 1 1, --gripper-offset 0 0, --orientation-branch 1 0 0 0"
+    "--pose p, --tf a b, --joints j, --command none, --command-frame pose, --gripper g, --split s, --max-gap 1, --gripper-joints a, "
+    "--gripper-scale 1 1, --gripper-offset 0 0"
 )
-LEROBOT = "--state s, --action a"
+UNITS = "--metres-per-unit 1, --radians-per-unit 1, --orientation-branch 1 0 0 0"
+LEROBOT = "--state s, --action a, --actions offsets, --action-rotation euler, --state-rotation euler"
 LIBERO = "--keep-noops"
 PICTURES = "--camera scene=x"
 GRIPPER = "--gripper-open 1 --gripper-closed 0"
@@ -132,7 +133,7 @@ def sources(folder: Path) -> dict[str, Path]:
 @pytest.mark.parametrize(
     ("kind", "options"),
     [("lerobot", option) for option in [*BAGS.split(", "), LIBERO]]
-    + [("libero", option) for option in [*BAGS.split(", "), *LEROBOT.split(", "), PICTURES, GRIPPER]]
+    + [("libero", option) for option in [*BAGS.split(", "), *UNITS.split(", "), *LEROBOT.split(", "), PICTURES, GRIPPER]]
     + [("rosbag2", option) for option in [*LEROBOT.split(", "), LIBERO]],
 )
 def test_convert_refuses_options_of_another_format(tmp_path, capfd, kind, options):

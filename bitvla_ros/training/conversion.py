@@ -6,12 +6,15 @@ import argparse
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..arguments import COUNT, POSITIVE, require_read
 from ..stated import agreed
+from .left_out import LeftOut
+from .sources.lerobot_actions import ACTIONS, ROTATIONS, Declared
 
 if TYPE_CHECKING:
     from .dataset import DatasetWriter, Episode
@@ -24,18 +27,22 @@ EXAMPLES = """\
   bitvla convert session.mcap picks --split task --camera scene=/front/color/image_raw --tf panda_link0 panda_hand
   bitvla convert teleop/ picks --profile fr3_crisp --instruction "pick up the red block"   a folder of bags, of an arm that has a profile
   bitvla convert libero_object/*.hdf5 libero-object                 LIBERO's demonstrations
-  bitvla convert lerobot-dataset mine --gripper-open -1 --gripper-closed 1 --camera scene=image --camera wrist=wrist_image"""
+  bitvla convert lerobot-libero mine --actions offsets --action-rotation axis-angle --state-rotation axis-angle --gripper-open -1 \\
+      --gripper-closed 1 --camera scene=image --camera wrist=wrist_image
+  bitvla convert lerobot-bridge mine --actions metres --metres-per-unit 0.02 --radians-per-unit 0.1 --gripper-open 1 --gripper-closed 0"""
 
 DEFAULT_HZ = 20.0  # of teleoperated recordings: the rate of the published policies
 DEFAULT_ROBOT = "panda"
+_OUTCOMES = {True: "succeeded", False: "failed", None: "unknown"}
 
 _MOTION = ("profile", "pose", "tf", "joints", "command", "command_frame", "split", "max_gap", "stamps")
 _UNITS = ("metres_per_unit", "radians_per_unit")
+_MEANING = ("actions", "action_rotation", "state_rotation")
 _GRIPPER = ("gripper", "gripper_joints", "gripper_scale", "gripper_offset", "orientation_branch")
 READ = {
     "rosbag2": (*_MOTION, *_UNITS, *_GRIPPER, "camera", "gripper_open", "gripper_closed"),
     "libero": ("keep_noops",),
-    "lerobot": ("state", "action", "camera", "gripper_open", "gripper_closed"),
+    "lerobot": (*_MEANING, *_UNITS, "state", "action", "camera", "gripper_open", "gripper_closed", "orientation_branch"),
 }
 # Of a bag, what depends on other options.
 READ_OF_BAGS = {
@@ -94,6 +101,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     other.add_argument("--keep-noops", action="store_true", help="LIBERO: keep frames in which nothing is commanded")
     other.add_argument("--state", default="observation.state", help="LeRobot: feature of the state (default: %(default)s)")
     other.add_argument("--action", default="action", help="LeRobot: feature of the actions (default: %(default)s)")
+    choices = "; ".join(f"{name}: {what}" for name, what in ACTIONS.items())
+    other.add_argument("--actions", choices=tuple(ACTIONS), default="", help=f"LeRobot: what they are, where it is not ours. {choices}")
+    choices = "; ".join(f"{name}: {what}" for name, what in ROTATIONS.items())
+    rotations = f"where the features' names do not say it. {choices}"
+    other.add_argument("--action-rotation", choices=tuple(ROTATIONS), default="", help=f"LeRobot: the actions' rotations, {rotations}")
+    other.add_argument("--state-rotation", choices=tuple(ROTATIONS), default="", help="LeRobot: the same of the state")
+    parser.add_argument("--skip-bad", action="store_true", help="leave out recordings and episodes that cannot be converted, and say which")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -113,28 +127,53 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         raise ConversionError("give --gripper-open and --gripper-closed together")
     if len(arguments.gripper_joints) > 2:
         raise ConversionError(f"--gripper-joints has {len(arguments.gripper_joints)} names: give the two finger joints, or the only one")
-    kind, fps, robot, episodes = _open([Path(source) for source in arguments.sources], arguments, say)
+    left_out = LeftOut(arguments.skip_bad)
+    found = _open([Path(source) for source in arguments.sources], arguments, say, left_out)
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
-        writer = _write(partial, episodes, kind, fps, robot, said, arguments)
+        writer = _write(partial, found, said, arguments, left_out)
         partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return {"out": str(out), "kind": kind, "fps": fps, "episodes": len(writer), "frames": writer.frames, "said": said}
+    return {
+        "out": str(out),
+        "kind": found.kind,
+        "fps": found.fps,
+        "episodes": len(writer),
+        "frames": writer.frames,
+        "successes": {words: writer.successes.count(value) for value, words in _OUTCOMES.items()},
+        "left_out": left_out.found,
+        "said": said,
+    }
 
 
 def show(result: dict[str, Any]) -> None:
     seconds = result["frames"] / result["fps"]
-    print(f"{result['out']}: {result['episodes']} episodes, {result['frames']} frames at {result['fps']:g} Hz ({seconds:.0f} s)")
+    outcomes = ", ".join(f"{count} {words}" for words, count in result["successes"].items() if count)
+    frames = f"{result['frames']} frames at {result['fps']:g} Hz ({seconds:.0f} s)"
+    print(f"{result['out']}: {result['episodes']} episodes ({outcomes}), {frames}")
+    for left in result["left_out"]:
+        print(f"left out: {left['where']}: {left['why']}")
+
+
+@dataclass(frozen=True)
+class _Recordings:
+    """kind: of recording. fps: their rate. robot: its type. origin: how a dataset of ours was made."""
+
+    kind: str
+    fps: float
+    robot: str
+    episodes: Iterator[tuple[str, Episode]]
+    origin: Mapping[str, Any] | None = None
 
 
 def _open(
-    sources: list[Path], arguments: argparse.Namespace, say: Callable[[str], None]
-) -> tuple[str, float, str, Iterator[tuple[str, Episode]]]:
-    """Which kind of recording it is, its rate, the robot's type, and its episodes. Raises UnreadOption and Contradiction too."""
+    sources: list[Path], arguments: argparse.Namespace, say: Callable[[str], None], left_out: LeftOut
+) -> _Recordings:
+    """Raises UnreadOption and Contradiction too."""
     from .sources import ConversionError
     from .sources.bag import bags_in
-    from .sources.lerobot import LerobotOptions, is_lerobot, rate, read_lerobot, robot_type
+    from .sources.lerobot import LerobotOptions, is_lerobot, origin, rate, read_lerobot, robot_type
     from .sources.libero_hdf5 import CONTROL_HZ, read_libero
     from .sources.rosbag import RosbagOptions, read_rosbags
 
@@ -148,8 +187,9 @@ def _open(
             raise ConversionError("give one LeRobot dataset at a time")
         require_read(a.given, READ, "lerobot")
         robot = agreed("--robot-type", a.robot_type, robot_type(sources[0]), sources[0]) or DEFAULT_ROBOT
-        lerobot = LerobotOptions(dict(a.camera), a.state, a.action, gripper, a.instruction, a.control_hz, a.image_size)
-        return "lerobot", rate(sources[0]), robot, read_lerobot(sources[0], lerobot, say)
+        lerobot = LerobotOptions(dict(a.camera), a.state, a.action, gripper, a.instruction, a.control_hz, a.image_size, _declared(a))
+        episodes = read_lerobot(sources[0], lerobot, say, left_out)
+        return _Recordings("lerobot", rate(sources[0]), robot, episodes, origin(sources[0]))
     files = [file for source in sources for file in _hdf5_in(source)]
     bags = [bag for source in sources for bag in bags_in(source)]
     if files and bags:
@@ -161,12 +201,10 @@ def _open(
     if files:
         require_read(a.given, READ, "libero")
         agreed("--control-hz", a.control_hz, CONTROL_HZ, "LIBERO's recording")
-        return (
-            "libero",
-            CONTROL_HZ,
-            robot,
-            read_libero(files, keep_noops=a.keep_noops, shorter_side=a.image_size, instruction=a.instruction, say=say),
+        episodes = read_libero(
+            files, keep_noops=a.keep_noops, shorter_side=a.image_size, instruction=a.instruction, say=say, left_out=left_out
         )
+        return _Recordings("libero", CONTROL_HZ, robot, episodes)
     require_read(a.given, READ, "rosbag2")
     if a.profile:
         _take_on(a.profile, a)
@@ -196,7 +234,15 @@ def _open(
         radians_per_unit=a.radians_per_unit,
         shorter_side=a.image_size,
     )
-    return "rosbag2", rosbag.control_hz, robot, read_rosbags(bags, rosbag, say)
+    return _Recordings("rosbag2", rosbag.control_hz, robot, read_rosbags(bags, rosbag, say, left_out))
+
+
+def _declared(arguments: argparse.Namespace) -> Declared:
+    """What the options say of a LeRobot dataset's numbers; units only where they were given."""
+    a = arguments
+    metres, radians = (getattr(a, name) if name in a.given else None for name in _UNITS)
+    branch = None if a.orientation_branch is None else tuple(a.orientation_branch)
+    return Declared(a.actions, a.action_rotation, a.state_rotation, metres, radians, branch)
 
 
 def _take_on(name: str, arguments: argparse.Namespace) -> None:
@@ -211,38 +257,44 @@ def _take_on(name: str, arguments: argparse.Namespace) -> None:
 
 
 def _write(
-    folder: Path,
-    episodes: Iterator[tuple[str, Episode]],
-    kind: str,
-    fps: float,
-    robot: str,
-    said: list[str],
-    arguments: argparse.Namespace,
+    folder: Path, found: _Recordings, said: list[str], arguments: argparse.Namespace, left_out: LeftOut
 ) -> DatasetWriter:
     from rich.console import Console
     from rich.progress import Progress
 
     from .dataset import DatasetError, DatasetWriter
+    from .episode import DatasetNotWritten
     from .sources import ConversionError
 
     writer: DatasetWriter | None = None
     with Progress(console=Console(stderr=True)) as bar:
         task = bar.add_task("converting", total=None)
-        for where, episode in episodes:
+        for where, episode in found.episodes:
             if writer is None:
                 cameras = {role: (pictures.shape[1], pictures.shape[2]) for role, pictures in episode.images.items()}
-                source = {"converted_from": kind, "conventions": list(said)}
+                source = {"converted_from": found.kind, **({"original": found.origin} if found.origin else {})}
                 name = arguments.name or Path(arguments.out).resolve().name
-                writer = DatasetWriter(folder, fps, cameras, name=name, robot_type=robot, source=source, convention=episode.convention)
+                described: dict[str, Any] = {"robot_type": found.robot, "source": source, "convention": episode.convention}
+                writer = DatasetWriter(folder, found.fps, cameras, name=name, **described)
             try:
                 writer.add(episode)
-            except DatasetError as error:
-                raise DatasetError(f"{where}: {error}") from error
+            except DatasetNotWritten:
+                raise
+            except (DatasetError, ConversionError) as error:
+                left_out.add(where, type(error)(f"{where}: {error}"))
             bar.update(task, description=f"{len(writer)} episodes, {writer.frames} frames")
     if writer is None:
-        raise ConversionError("the recordings hold no episode")
+        raise ConversionError(f"the recordings hold no episode{_all_of(left_out)}")
+    if not len(writer):
+        raise ConversionError(f"no episode could be converted{_all_of(left_out)}")
+    writer.note(conventions=said, **({"left_out": left_out.found} if left_out.found else {}))
     writer.close()
     return writer
+
+
+def _all_of(left_out: LeftOut) -> str:
+    found = left_out.found
+    return f"; {len(found)} were left out, the first, {found[0]['where']}: {found[0]['why']}" if found else ""
 
 
 def _hdf5_in(source: Path) -> list[Path]:

@@ -1,8 +1,4 @@
-"""Demonstrations: one in memory, and many on disk in LeRobot's v2.1 layout.
-
-An episode is its parquet file, written under another name and then renamed, and that file's own metadata hold all that meta/ says of
-it. So a writer that was killed continues after the last complete episode, and what it ends with is what an uninterrupted one writes.
-"""
+"""Demonstrations on disk, read lazily: in LeRobot's v3.0 layout, as `dataset_writer` writes it, or in v2.1, as it once did."""
 
 from __future__ import annotations
 
@@ -16,190 +12,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..action_convention import KEY, UNKNOWN, ActionConvention
+from ..action_convention import KEY, ActionConvention
 from . import lerobot_format as layout
-from .episode import Counterfactuals, DatasetError, Episode, Rows, check
-from .statistics import dataset_statistics
+from .dataset_writer import DatasetWriter
+from .episode import Counterfactuals, DatasetError, Episode, Rows
+from .lerobot_index import open_index
 
 __all__ = ["Counterfactuals", "Dataset", "DatasetError", "DatasetWriter", "Episode"]
 
 _CACHE = 2 << 30  # bytes of encoded pictures that a Dataset keeps in memory
-
-
-class DatasetWriter:
-    """Writes a dataset, episode after episode. Opened on one that it has begun before, it continues it."""
-
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        fps: float,
-        cameras: Mapping[str, tuple[int, int]],
-        *,
-        name: str,
-        robot_type: str = "panda",
-        source: Mapping[str, Any] | None = None,
-        convention: ActionConvention = UNKNOWN,
-    ) -> None:
-        """fps: frames a second, the control rate. cameras: role -> (height, width). name: key of its normalisation statistics.
-        source: how it was made, for info.json; whatever JSON can hold. convention: what the numbers of every episode mean.
-
-        Raises DatasetError for a folder that holds something else, or a dataset begun with other arguments."""
-        self.path = Path(path)
-        if not 0 < fps < float("inf"):
-            raise DatasetError(f"fps is {fps}: expected a positive rate in Hz")
-        if not name:
-            raise DatasetError("the dataset has no name: its statistics are kept under one")
-        self._settings: dict[str, Any] = json.loads(
-            json.dumps(
-                {
-                    "name": name,
-                    "fps": int(fps) if float(fps).is_integer() else float(fps),
-                    "robot_type": robot_type,
-                    "cameras": {role: list(size) for role, size in cameras.items()},
-                    "source": dict(source or {}),
-                    KEY: convention.to_json(),
-                }
-            )
-        )
-        self._cameras, self._convention = dict(cameras), convention
-        self._records: list[dict[str, Any]] = []  # of each episode: task, seed, success, length, stats
-        self._tasks: list[str] = []
-        self._actions: list[NDArray[np.float32]] = []
-        self._states: list[NDArray[np.float32]] = []
-        self._frames = 0
-        self._others = (0, 0)  # counterfactuals of a frame, actions in each
-        self._continue()
-
-    def __len__(self) -> int:
-        """Complete episodes."""
-        return len(self._records)
-
-    @property
-    def frames(self) -> int:
-        return self._frames
-
-    @property
-    def episodes(self) -> list[tuple[str, int | None]]:
-        """Task and seed of every complete episode."""
-        return [(record["task"], record["seed"]) for record in self._records]
-
-    def add(self, episode: Episode) -> int:
-        """Write an episode; returns its index. Raises DatasetError, naming the frame, for one that does not fit, and where it cannot
-        be written; the dataset then stays as it was."""
-        index = len(self._records)
-        dimensions = (self._states[0].shape[1], self._actions[0].shape[1]) if self._records else None
-        check(episode, index, self._cameras, dimensions)
-        for field, other, own in episode.convention.differences(self._convention):
-            raise DatasetError(f"episode {index}: {field} is {other}, and of those before {own}: they cannot be in one dataset")
-        state, actions = episode.state, episode.actions
-        record: dict[str, Any] = {"task": episode.task, "seed": episode.seed, "success": episode.success, "length": len(actions)}
-        record["stats"] = {
-            **{layout.IMAGES + role: layout.picture_statistics(episode.images[role]) for role in self._cameras},
-            layout.STATE: layout.number_statistics(state),
-            layout.ACTION: layout.number_statistics(actions),
-        }
-        others = episode.counterfactuals
-        size = (0, 0) if others is None else (others.actions.shape[1], others.actions.shape[2])
-        if self._records and size != self._others:
-            raise DatasetError(f"episode {index} has counterfactuals of shape {list(size)}, those before have {list(self._others)}")
-        if others is not None:
-            record["other_tasks"] = list(others.tasks)
-        tasks = list(dict.fromkeys([*self._tasks, episode.task, *record.get("other_tasks", ())]))
-        data = layout.encode_episode(
-            {role: [layout.encode_png(image) for image in episode.images[role]] for role in self._cameras},
-            state,
-            actions,
-            fps=self._settings["fps"],
-            episode=index,
-            first=self._frames,
-            task=tasks.index(episode.task),
-            others=None if others is None else (_renumbered(others, tasks), others.actions),
-            metadata={"dataset": self._settings, "episode": record},
-        )
-        _write(self.path / layout.data_path(index), data, f"episode {index}")
-        self._remember(record, state, actions, size)
-        return index
-
-    def close(self) -> None:
-        """Write meta/ and the statistics of what is there. Raises DatasetError where no episode is."""
-        if not self._records:
-            raise DatasetError(f"{self.path}: no episode was written, so there is no dataset")
-        settings, count = self._settings, len(self._records)
-        info = {
-            "codebase_version": layout.VERSION,
-            "robot_type": settings["robot_type"],
-            "total_episodes": count,
-            "total_frames": self._frames,
-            "total_tasks": len(self._tasks),
-            "total_videos": 0,
-            "total_chunks": -(-count // layout.EPISODES_A_FOLDER),
-            "chunks_size": layout.EPISODES_A_FOLDER,
-            "fps": settings["fps"],
-            "splits": {"train": f"0:{count}"},
-            "data_path": layout.DATA,
-            "video_path": None,
-            "features": layout.features(self._cameras, self._states[0].shape[1], self._actions[0].shape[1], self._others),
-            "source": settings["source"],
-            KEY: settings[KEY],
-        }
-        tasks = layout.json_lines({"task_index": i, "task": task} for i, task in enumerate(self._tasks))
-        episodes = layout.json_lines(
-            {"episode_index": i, "tasks": [record["task"]], **{key: record[key] for key in ("length", "seed", "success")}}
-            for i, record in enumerate(self._records)
-        )
-        stats = layout.json_lines({"episode_index": i, "stats": record["stats"]} for i, record in enumerate(self._records))
-        statistics = {settings["name"]: dataset_statistics(self._actions, self._states)}
-        _write(self.path / layout.TASKS, tasks, "the list of tasks")
-        _write(self.path / layout.EPISODES, episodes, "the list of episodes")
-        _write(self.path / layout.EPISODE_STATISTICS, stats, "the episodes' statistics")
-        _write(self.path / layout.STATISTICS, json.dumps(statistics, indent=2).encode() + b"\n", "the statistics")
-        _write(self.path / layout.INFO, json.dumps(info, indent=4).encode() + b"\n", "info.json")  # last: it makes a dataset of the rest
-
-    def _continue(self) -> None:
-        if self.path.exists() and not self.path.is_dir():
-            raise DatasetError(f"{self.path} is a file: expected a new folder, or one with a dataset to continue")
-        if self.path.is_dir() and any(self.path.iterdir()) and not (self.path / "data").is_dir():
-            raise DatasetError(f"{self.path} holds something else than a dataset: give a new folder")
-        for leftover in self.path.rglob(".*.partial"):
-            leftover.unlink()
-        present = {int(file.stem.removeprefix("episode_")) for file in self.path.glob("data/chunk-*/episode_*.parquet")}
-        for index in range(len(present)):
-            if index not in present:
-                raise DatasetError(f"{self.path}: episode {index} is missing although episode {max(present)} is there")
-            self._read(index)
-
-    def _read(self, index: int) -> None:
-        file = self.path / layout.data_path(index)
-        try:
-            found = layout.read_metadata(str(file))
-        except (OSError, ValueError) as error:
-            raise DatasetError(f"episode {index}: {file} is damaged ({error}); delete it and all after it to go on there") from error
-        if found is None:
-            raise DatasetError(f"episode {index}: {file} was written by another program; bitvla convert makes a dataset of ours from it")
-        for key, value in self._settings.items():
-            if found["dataset"].get(key) != value:
-                raise DatasetError(
-                    f"{self.path} was begun with {key} {found['dataset'].get(key)!r}, not {value!r}: use the same, or another folder"
-                )
-        rows = Rows.read(file, index, self._settings["fps"], self._frames)
-        self._remember(found["episode"], rows.state, rows.actions, (rows.other_actions.shape[1], rows.other_actions.shape[2]))
-
-    def _remember(
-        self, record: dict[str, Any], state: NDArray[np.float32], actions: NDArray[np.float32], others: tuple[int, int]
-    ) -> None:
-        self._records.append(record)
-        self._states.append(np.array(state))
-        self._actions.append(np.array(actions))
-        self._frames += len(actions)
-        self._others = others
-        self._tasks = list(dict.fromkeys([*self._tasks, record["task"], *record.get("other_tasks", ())]))
+_VERSIONS = (layout.OLD_VERSION, layout.VERSION)
 
 
 class Dataset:
     """A dataset on disk, read lazily: numbers when it is opened, pictures when they are asked for. len() is its frames.
 
     name, statistics: its entry in dataset_statistics.json. fps: frames a second. cameras: role -> (height, width).
-    tasks: instructions. lengths: frames of each episode. source: how it was made. convention: what its numbers mean.
+    tasks: instructions. lengths: frames of each episode. successes: of each, None where nobody knows. source: how it was made.
+    convention: what its numbers mean.
     """
 
     def __init__(self, path: str | os.PathLike[str], cameras: Sequence[str] | None = None) -> None:
@@ -208,12 +38,14 @@ class Dataset:
         try:
             self._open(cameras)
         except KeyError as error:
-            raise DatasetError(f"{self.path}: {error} is missing in meta/, expected a dataset of the layout {layout.VERSION}") from error
+            expected = f"expected a dataset of the layout {' or '.join(_VERSIONS)}"
+            raise DatasetError(f"{self.path}: {error} is missing in meta/, {expected}") from error
 
     def _open(self, cameras: Sequence[str] | None) -> None:
-        info = _json(self.path / layout.INFO, f"{self.path} is no dataset of the layout {layout.VERSION}, or it was not finished")
-        if info["codebase_version"] != layout.VERSION:
-            raise DatasetError(f"{self.path} has the layout {info['codebase_version']!r}, expected {layout.VERSION!r}: use bitvla convert")
+        layouts = " or ".join(_VERSIONS)
+        info = _json(self.path / layout.INFO, f"{self.path} is no dataset of the layout {layouts}, or it was not finished")
+        if info["codebase_version"] not in _VERSIONS:
+            raise DatasetError(f"{self.path} has the layout {info['codebase_version']!r}, expected {layouts}: use bitvla convert")
         self.fps = float(info["fps"])
         self.source: dict[str, Any] = info.get("source", {})
         try:
@@ -225,17 +57,20 @@ class Dataset:
         if len(statistics) != 1:
             raise DatasetError(f"{self.path / layout.STATISTICS} has {len(statistics)} entries, expected the one of this dataset")
         self.name, self.statistics = next(iter(statistics.items()))
-        self.tasks = tuple(row["task"] for row in _json_lines(self.path / layout.TASKS))
-        self._records = _json_lines(self.path / layout.EPISODES)
+        index = open_index(self.path, info)
+        self._place = {key: i for i, key in enumerate(sorted(index.tasks))}  # of a task among `tasks`
+        self.tasks = tuple(index.tasks[key] for key in self._place)
+        self._records = list(index.rows.values())
         if len(self._records) != info["total_episodes"]:
             raise DatasetError(f"{self.path} lists {len(self._records)} episodes, info.json says {info['total_episodes']}")
-        self.lengths = tuple(int(record["length"]) for record in self._records)
+        self.lengths = tuple(index.length(key) for key in index.rows)
+        self.successes = tuple(None if record.get("success") is None else bool(record["success"]) for record in self._records)
         self._starts = np.concatenate([[0], np.cumsum(self.lengths)]).astype(np.int64)
-        self._files = [
-            self.path / info["data_path"].format(episode_chunk=i // info["chunks_size"], episode_index=i) for i in range(len(self._records))
-        ]
+        self._files = [index.file(key) for key in index.rows]
+        if len(set(self._files)) < len(self._files):
+            raise DatasetError(f"{self.path} keeps several episodes in a file, as other programs do: use bitvla convert")
         dimensions = tuple(info["features"][name]["shape"][0] for name in (layout.STATE, layout.ACTION))
-        self._rows = [self._read(i, dimensions) for i in range(len(self._records))]
+        self._rows = [self._read(i, key, dimensions) for i, key in enumerate(index.rows)]
         self._encoded: OrderedDict[int, dict[str, Any]] = OrderedDict()
         self._bytes = 0
 
@@ -257,7 +92,7 @@ class Dataset:
         """A whole episode. Raises DatasetError, naming the frame, for a picture that does not decode."""
         rows, record = self._rows[index], self._records[index]
         images = {role: np.stack([self._image(index, i, role) for i in range(len(rows.actions))]) for role in self.cameras}
-        seed, success = record.get("seed"), bool(record.get("success", True))
+        seed, success = record.get("seed"), self.successes[index]
         others = Counterfactuals(self.tasks, rows.other_tasks, rows.other_actions) if rows.other_tasks.size else None
         return Episode(self.tasks[rows.task], images, rows.state, rows.actions, seed, success, others, self.convention)
 
@@ -296,19 +131,20 @@ class Dataset:
                 raise DatasetError(f"{self.path} keeps camera {role!r} as {present[role]['dtype']}, expected pictures: use bitvla convert")
         return {role: (int(present[role]["shape"][0]), int(present[role]["shape"][1])) for role in roles}
 
-    def _read(self, index: int, dimensions: tuple[int, ...]) -> Rows:
-        rows = Rows.read(self._files[index], index, self.fps, int(self._starts[index]))
+    def _read(self, index: int, key: int, dimensions: tuple[int, ...]) -> Rows:
+        """index: among our episodes. key: its episode_index, which differs where episodes were taken out."""
+        rows = Rows.read(self._files[index], key, self.fps, int(self._starts[index]))
         if len(rows.actions) != self.lengths[index]:
-            raise DatasetError(f"episode {index} has {len(rows.actions)} frames, episodes.jsonl says {self.lengths[index]}")
+            raise DatasetError(f"episode {index} has {len(rows.actions)} frames, meta/ says {self.lengths[index]}")
         if (rows.state.shape[1], rows.actions.shape[1]) != dimensions:
             raise DatasetError(
                 f"episode {index}: state and actions have {rows.state.shape[1]} and {rows.actions.shape[1]} dimensions, "
                 f"info.json says {dimensions[0]} and {dimensions[1]}"
             )
-        for task in (rows.task, int(rows.other_tasks.max(initial=0))):
-            if not 0 <= task < len(self.tasks):
-                raise DatasetError(f"episode {index} has task {task}; tasks.jsonl has 0 to {len(self.tasks) - 1}")
-        return rows
+        found = {rows.task, *rows.other_tasks.ravel().tolist()} - {-1}
+        if unknown := sorted(found - set(self._place)):
+            raise DatasetError(f"episode {index} has the task {unknown[0]}; meta/ has {', '.join(map(str, self._place)) or 'none'}")
+        return rows.renumbered(self._place)
 
     def _image(self, episode: int, frame: int, role: str) -> NDArray[np.uint8]:
         pictures = self._pictures(episode)[role]
@@ -343,24 +179,6 @@ class Dataset:
         return encoded
 
 
-def _renumbered(others: Counterfactuals, tasks: Sequence[str]) -> NDArray[np.int64]:
-    """Their index into the dataset's tasks, [T, N]."""
-    of_dataset = np.array([*(tasks.index(task) for task in others.tasks), -1], np.int64)
-    return of_dataset[others.index]
-
-
-def _write(path: Path, data: bytes | memoryview, what: str) -> None:
-    """Under another name first: a reader never meets half a file."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(data)
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise DatasetError(f"{what} could not be written ({error}); what was there before is whole: make room and run it again") from error
-
-
 def _json(path: Path, otherwise: str) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(path.read_bytes())
@@ -369,13 +187,6 @@ def _json(path: Path, otherwise: str) -> dict[str, Any]:
         raise DatasetError(f"{otherwise} ({error})") from error
     except ValueError as error:
         raise DatasetError(f"{path} is damaged ({error})") from error
-
-
-def _json_lines(path: Path) -> list[dict[str, Any]]:
-    try:
-        return [json.loads(line) for line in path.read_bytes().splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        raise DatasetError(f"{path} is missing or damaged ({error})") from error
 
 
 def _size(encoded: Mapping[str, Any]) -> int:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,24 @@ from . import lerobot_format as layout
 
 class DatasetError(ValueError):
     """A dataset or an episode that cannot be read, written or learned from; names episode and frame where there is one."""
+
+
+class DatasetNotWritten(DatasetError):
+    """An episode, or what meta/ says of all, could not be written: the disk is full, or the folder not ours to write."""
+
+
+class Pictures(Protocol):
+    """uint8 [T, H, W, 3], RGB, given one after the other by iteration, as often as it is asked for: an array is one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Any]: ...
 
 
 @dataclass(frozen=True)
@@ -34,19 +53,19 @@ class Counterfactuals:
 class Episode:
     """One demonstration of T frames.
 
-    task: the instruction. images: camera role -> uint8 [T, H, W, 3], RGB, upright.
+    task: the instruction. images: camera role -> uint8 [T, H, W, 3], RGB, upright: an array, or what is decoded while it is gone through.
     state: float32 [T, D]; of a Panda [T, 8], policy/observation.py state_vector.
     actions: float32 [T, A], what the demonstrator meant to do at each frame: offsets in [-1, 1], last the gripper, 1 = open, 0 = closed.
-    seed: of the simulator's initial state, where it was simulated.
+    seed: of the simulator's initial state, where it was simulated. success: whether the goal was reached; None: unknown.
     counterfactuals: of its frames, where they are known. convention: what its numbers mean.
     """
 
     task: str
-    images: Mapping[str, NDArray[np.uint8]]
+    images: Mapping[str, Pictures]
     state: NDArray[np.float32]
     actions: NDArray[np.float32]
     seed: int | None = None
-    success: bool = True
+    success: bool | None = None
     counterfactuals: Counterfactuals | None = None
     convention: ActionConvention = UNKNOWN
 
@@ -107,6 +126,11 @@ class Rows:
     task: int
     other_tasks: NDArray[np.int64]
     other_actions: NDArray[np.float32]
+
+    def renumbered(self, place: Mapping[int, int]) -> Rows:
+        """With other numbers for the tasks."""
+        others = np.array([place.get(task, -1) for task in self.other_tasks.ravel().tolist()], np.int64)
+        return replace(self, task=place[self.task], other_tasks=others.reshape(self.other_tasks.shape))
 
     @classmethod
     def read(cls, file: Path, index: int, fps: float, first: int) -> Rows:

@@ -1,12 +1,14 @@
-"""LeRobot's v2.1 layout: what the files of a dataset are called, and what stands in one episode's parquet file.
+"""LeRobot's v3.0 layout: what the files of a dataset are called, and what stands in them.
 
-Source: codebase_version "v2.1" of github.com/huggingface/lerobot. Pictures are PNG in the parquet (LeRobot's feature type "image").
+Source: codebase_version "v3.0" of github.com/huggingface/lerobot 0.6. It allows many episodes a file; we write one, so that a file is an
+episode, whole or not there. Pictures are PNG in the parquet (LeRobot's feature type "image").
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,23 +19,30 @@ from ..policy.images import ImageError, decoded
 if TYPE_CHECKING:
     import pyarrow as pa
 
-VERSION = "v2.1"
+VERSION, OLD_VERSION = "v3.0", "v2.1"
 EPISODES_A_FOLDER = 1000
-DATA = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
-INFO, TASKS, EPISODES, EPISODE_STATISTICS = "meta/info.json", "meta/tasks.jsonl", "meta/episodes.jsonl", "meta/episodes_stats.jsonl"
+DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+INFO, TASKS, EPISODES, EPISODES_FILE = "meta/info.json", "meta/tasks.parquet", "meta/episodes", "chunk-000/file-000.parquet"
+LEROBOT_STATISTICS = "meta/stats.json"
+OLD_TASKS, OLD_EPISODES = "meta/tasks.jsonl", "meta/episodes.jsonl"
 STATISTICS = "dataset_statistics.json"  # the reference's, not LeRobot's: a checkpoint takes it over
 IMAGES, STATE, ACTION = "observation.images.", "observation.state", "action"
 OTHER_TASKS, OTHER_ACTIONS = "counterfactual.task_index", "counterfactual.action"  # our own columns, beside the layout's
 INDICES = ("frame_index", "episode_index", "index", "task_index")
 TIMESTAMP_TOLERANCE = 1e-3  # s; float32 seconds are no better after a few hours
 
-_METADATA = b"bitvla_ros"  # of our own, in the parquet's schema
+_METADATA = "bitvla_ros"  # of our own, in the parquet
 _STATE_NAMES = ("x", "y", "z", "axis_angle_x", "axis_angle_y", "axis_angle_z", "finger_1", "finger_2")
 _ACTION_NAMES = ("x", "y", "z", "axis_angle_x", "axis_angle_y", "axis_angle_z", "gripper")
 
 
+def place(episode: int) -> dict[str, int]:
+    """chunk_index and file_index of its files."""
+    return {"chunk_index": episode // EPISODES_A_FOLDER, "file_index": episode % EPISODES_A_FOLDER}
+
+
 def data_path(episode: int) -> str:
-    return DATA.format(episode_chunk=episode // EPISODES_A_FOLDER, episode_index=episode)
+    return DATA.format(**place(episode))
 
 
 def features(cameras: Mapping[str, tuple[int, int]], state: int, action: int, others: tuple[int, int] = (0, 0)) -> dict[str, Any]:
@@ -58,66 +67,95 @@ def _names(usual: Sequence[str], dimensions: int) -> list[str]:
     return list(usual) if dimensions == len(usual) else [str(i) for i in range(dimensions)]
 
 
-def encode_episode(
-    images: Mapping[str, Sequence[bytes]],
-    state: NDArray[np.float32],
-    actions: NDArray[np.float32],
-    *,
-    fps: float,
-    episode: int,
-    first: int,
-    task: int,
-    others: tuple[NDArray[np.int64], NDArray[np.float32]] | None = None,
-    metadata: Mapping[str, Any],
-) -> memoryview:
-    """The bytes of an episode's parquet file. images: role -> encoded pictures. first: number of its first frame in the dataset.
-    others: of counterfactuals, tasks [T, N] and actions [T, N, K, A]. metadata: what `read_metadata` gives back."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+@dataclass(frozen=True)
+class Columns:
+    """The numbers of an episode's T frames, by column: [T, D] or [T]. pictures: roles of cameras, whose columns come beside them."""
 
-    length = len(actions)
-    columns: dict[str, pa.Array] = {}
-    kinds: dict[str, Any] = {}  # how the library `datasets` reads a column
-    for role, encoded in images.items():
-        name = f"episode_{episode:06d}_frame_{{:06d}}.png"
-        paths = pa.array([name.format(i) for i in range(length)], pa.string())
-        columns[IMAGES + role] = pa.StructArray.from_arrays([pa.array(encoded, pa.binary()), paths], ["bytes", "path"])
-        kinds[IMAGES + role] = {"_type": "Image"}
-    lists: dict[str, NDArray[Any]] = {STATE: state, ACTION: actions}
-    if others is not None:
-        lists |= {OTHER_TASKS: others[0], OTHER_ACTIONS: others[1].reshape(length, -1)}
-    for name, rows in lists.items():
-        columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), rows.shape[1])
-        kinds[name] = {"feature": {"dtype": str(rows.dtype), "_type": "Value"}, "length": rows.shape[1], "_type": "Sequence"}
-    numbers = np.arange(length)
-    columns["timestamp"] = pa.array((numbers / fps).astype(np.float32))
-    kinds["timestamp"] = {"dtype": "float32", "_type": "Value"}
-    constant = np.ones(length, np.int64)
-    for name, values in zip(INDICES, (numbers, episode * constant, first + numbers, task * constant), strict=True):
-        columns[name] = pa.array(values, pa.int64())
-        kinds[name] = {"dtype": "int64", "_type": "Value"}
-    table = pa.table(columns).replace_schema_metadata(
-        {b"huggingface": json.dumps({"info": {"features": kinds}}).encode(), _METADATA: json.dumps(metadata).encode()}
-    )
-    sink = pa.BufferOutputStream()
-    pictures = [f"{IMAGES}{role}.{field}" for role in images for field in ("bytes", "path")]
-    numeric = [name for name in columns if not name.startswith(IMAGES)]
-    # PNG neither repeats nor shrinks: dictionaries and a second compression would cost time for nothing.
-    compression = {**dict.fromkeys(pictures, "none"), **dict.fromkeys([_leaf(table.schema, name) for name in numeric], "snappy")}
-    pq.write_table(table, sink, use_dictionary=False, compression=compression, row_group_size=max(length, 1))
-    return memoryview(sink.getvalue())
+    values: Mapping[str, NDArray[Any]]
+    pictures: tuple[str, ...]
+
+    @classmethod
+    def of(
+        cls,
+        roles: Sequence[str],
+        state: NDArray[np.float32],
+        actions: NDArray[np.float32],
+        *,
+        fps: float,
+        episode: int,
+        first: int,
+        task: int,
+        others: tuple[NDArray[np.int64], NDArray[np.float32]] | None = None,
+    ) -> Columns:
+        """first: number of its first frame in the dataset. others: of counterfactuals, tasks [T, N] and actions [T, N, K, A]."""
+        numbers, constant = np.arange(len(actions)), np.ones(len(actions), np.int64)
+        values: dict[str, NDArray[Any]] = {STATE: state, ACTION: actions}
+        if others is not None:
+            values |= {OTHER_TASKS: others[0], OTHER_ACTIONS: others[1].reshape(len(actions), -1)}
+        values["timestamp"] = (numbers / fps).astype(np.float32)
+        values |= zip(INDICES, (numbers, episode * constant, first + numbers, task * constant), strict=True)
+        return cls(values, tuple(roles))
 
 
-def _leaf(schema: pa.Schema, name: str) -> str:
-    """A column's path in the parquet: a list's values are one level down."""
-    return f"{name}.list.element" if name in (STATE, ACTION, OTHER_TASKS, OTHER_ACTIONS) else name
+class EpisodeFile:
+    """Writes an episode's parquet file, some frames after others. A context manager."""
+
+    def __init__(self, path: str, columns: Columns) -> None:
+        """Raises OSError."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        self._columns, self._done = columns, 0
+        fields: list[pa.Field] = []
+        kinds: dict[str, dict[str, Any]] = {}  # how the library `datasets` reads a column
+        picture = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+        for role in columns.pictures:
+            fields.append(pa.field(IMAGES + role, picture))
+            kinds[IMAGES + role] = {"_type": "Image"}
+        for name, values in columns.values.items():
+            value = {"dtype": str(values.dtype), "_type": "Value"}
+            flat = values.ndim == 1
+            kinds[name] = value if flat else {"feature": value, "length": values.shape[1], "_type": "List"}
+            kind = pa.from_numpy_dtype(values.dtype)
+            fields.append(pa.field(name, kind if flat else pa.list_(kind, values.shape[1])))
+        self._schema = pa.schema(fields, {b"huggingface": json.dumps({"info": {"features": kinds}}).encode()})
+        # PNG neither repeats nor shrinks: dictionaries and a second compression would cost time for nothing.
+        leaves = {f"{IMAGES}{role}.{part}": "none" for role in columns.pictures for part in ("bytes", "path")}
+        for name, values in columns.values.items():
+            leaves[name if values.ndim == 1 else f"{name}.list.element"] = "snappy"
+        self._writer = pq.ParquetWriter(path, self._schema, use_dictionary=False, compression=leaves)
+
+    def write(self, encoded: Mapping[str, Sequence[bytes]], count: int) -> None:
+        """The next `count` frames. encoded: their pictures, by role. Raises OSError."""
+        import pyarrow as pa
+
+        first, last = self._done, self._done + count
+        arrays: list[Any] = []
+        for role in self._columns.pictures:
+            paths = pa.array([f"frame-{i:06d}.png" for i in range(first, last)], pa.string())
+            arrays.append(pa.StructArray.from_arrays([pa.array(encoded[role], pa.binary()), paths], ["bytes", "path"]))
+        for values in self._columns.values.values():
+            flat = pa.array(np.ascontiguousarray(values[first:last]).ravel())
+            arrays.append(flat if values.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, values.shape[1]))
+        self._writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema))
+        self._done = last
+
+    def describe(self, metadata: Mapping[str, Any]) -> None:
+        """What `read_metadata` gives back."""
+        self._writer.add_key_value_metadata({_METADATA: json.dumps(metadata)})
+
+    def __enter__(self) -> EpisodeFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._writer.close()
 
 
 def read_metadata(path: str) -> dict[str, Any] | None:
-    """What `encode_episode` was given as metadata; None in a file of another origin. Raises OSError or ValueError for a damaged file."""
+    """What `describe` was given; None in a file of another origin. Raises OSError or ValueError for a damaged file."""
     import pyarrow.parquet as pq
 
-    found = (pq.read_schema(path).metadata or {}).get(_METADATA)
+    found = (pq.read_metadata(path).metadata or {}).get(_METADATA.encode())
     return None if found is None else json.loads(found)
 
 
@@ -138,10 +176,15 @@ def read_counterfactuals(path: str, frames: int, action: int) -> tuple[NDArray[n
         table = read_columns(path, [OTHER_TASKS, OTHER_ACTIONS])
     except KeyError:
         return np.zeros((frames, 0), np.int64), np.zeros((frames, 0, 0, action), np.float32)
+    return counterfactuals_of(table, action)
+
+
+def counterfactuals_of(table: pa.Table, action: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Tasks, int64 [T, N], and actions, float32 [T, N, K, A], of a table that has both columns."""
     tasks, actions = (
         table.column(name).combine_chunks().flatten().to_numpy(zero_copy_only=False) for name in (OTHER_TASKS, OTHER_ACTIONS)
     )
-    tasks = tasks.reshape(frames, -1)
+    tasks = tasks.reshape(table.num_rows, -1)
     return tasks.astype(np.int64), actions.reshape(*tasks.shape, -1, action).astype(np.float32)
 
 
@@ -176,23 +219,67 @@ def decode_image(encoded: Any) -> NDArray[np.uint8]:
         raise ValueError(f"the picture does not decode: {error}") from error
 
 
-def picture_statistics(pictures: NDArray[np.uint8]) -> dict[str, Any]:
-    """min, max, mean, std [3, 1, 1] of colours in 0..1, and count, as LeRobot keeps them. pictures: uint8 [T, H, W, 3]."""
-    some = pictures[:: max(1, len(pictures) // 16)]
-    colours = some.reshape(-1, 3)
-    mean = colours.mean(0, dtype=np.float64)
-    square = np.einsum("ij,ij->j", colours, colours, dtype=np.float64) / len(colours)
-    values = {"min": colours.min(0), "max": colours.max(0), "mean": mean, "std": np.sqrt(np.maximum(square - mean**2, 0.0))}
-    statistics: dict[str, Any] = {key: (np.asarray(value) / 255.0).reshape(3, 1, 1).tolist() for key, value in values.items()}
-    return {**statistics, "count": [len(some)]}
+class PictureStatistics:
+    """min, max, mean, std [3, 1, 1] of colours in 0..1, and count, as LeRobot keeps them, of some of an episode's pictures."""
+
+    def __init__(self, length: int) -> None:
+        self._every = max(1, length // 16)
+        self._seen = self._count = self._pixels = 0
+        self._low, self._high = np.full(3, 255, np.int64), np.zeros(3, np.int64)
+        self._sum, self._squares = np.zeros(3), np.zeros(3)
+
+    def add(self, picture: NDArray[np.uint8]) -> None:
+        """The next one, uint8 [H, W, 3]."""
+        if self._seen % self._every == 0:
+            colours = picture.reshape(-1, 3)
+            self._low, self._high = np.minimum(self._low, colours.min(0)), np.maximum(self._high, colours.max(0))
+            self._sum += colours.sum(0, dtype=np.float64)
+            self._squares += np.einsum("ij,ij->j", colours, colours, dtype=np.float64)
+            self._pixels += len(colours)
+            self._count += 1
+        self._seen += 1
+
+    def result(self) -> dict[str, Any]:
+        mean = self._sum / self._pixels
+        deviation = np.sqrt(np.maximum(self._squares / self._pixels - mean**2, 0.0))
+        values = {"min": self._low, "max": self._high, "mean": mean, "std": deviation}
+        return {**{key: (value / 255.0).reshape(3, 1, 1).tolist() for key, value in values.items()}, "count": [self._count]}
 
 
 def number_statistics(rows: NDArray[Any]) -> dict[str, Any]:
-    """min, max, mean, std [D] and count. rows: [T, D]."""
+    """min, max, mean, std, quantiles [D] and count. rows: [T, D]."""
     rows = rows.astype(np.float64)
     values = {"min": rows.min(0), "max": rows.max(0), "mean": rows.mean(0), "std": rows.std(0)}
+    values |= {f"q{share:02d}": np.quantile(rows, share / 100, axis=0) for share in (1, 10, 50, 90, 99)}
     return {**{key: value.tolist() for key, value in values.items()}, "count": [len(rows)]}
 
 
-def json_lines(rows: Iterable[Mapping[str, Any]]) -> bytes:
-    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+def joined_statistics(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Of all episodes together, of what PictureStatistics gave for each."""
+    counts = np.array([part["count"][0] for part in parts], np.float64)
+    means, deviations = (np.array([part[name] for part in parts]) for name in ("mean", "std"))
+    mean = np.tensordot(counts, means, 1) / counts.sum()
+    square = np.tensordot(counts, deviations**2 + means**2, 1) / counts.sum()
+    values = {"min": np.min([part["min"] for part in parts], 0), "max": np.max([part["max"] for part in parts], 0), "mean": mean}
+    values["std"] = np.sqrt(np.maximum(square - mean**2, 0.0))
+    return {**{key: value.tolist() for key, value in values.items()}, "count": [int(counts.sum())]}
+
+
+def encode_table(columns: Mapping[str, Sequence[Any]], index: str = "") -> memoryview:
+    """A parquet file of a table. index: the column that pandas takes for its index, as LeRobot does with the tasks."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.table({name: pa.array(values) for name, values in columns.items()})
+    if index:
+        described = {"index_columns": [index], "column_indexes": [], "columns": [], "pandas_version": "2.0.0"}
+        kinds = {pa.int64(): ("int64", "int64"), pa.string(): ("unicode", "object")}
+        for field in table.schema:
+            pandas_type, numpy_type = kinds[field.type]
+            described["columns"].append(  # type: ignore[attr-defined]
+                {"name": field.name, "field_name": field.name, "pandas_type": pandas_type, "numpy_type": numpy_type, "metadata": None}
+            )
+        table = table.replace_schema_metadata({b"pandas": json.dumps(described).encode()})
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    return memoryview(sink.getvalue())

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +12,25 @@ from numpy.typing import NDArray
 
 from ...action_convention import KEY, ActionConvention
 from ...stated import agreed
-from ..dataset import Episode
-from ..lerobot_format import ACTION, INFO, STATE, STATISTICS, decode_image
+from ..dataset import Counterfactuals, DatasetError, Episode
+from ..left_out import LeftOut
+from ..lerobot_format import ACTION, INFO, OTHER_ACTIONS, OTHER_TASKS, STATE, STATISTICS, counterfactuals_of, decode_image
+from ..lerobot_index import Index, open_index, read_info
 from . import ConversionError
-from .pictures import shrunk
+from .commands import say_clipped
+from .lerobot_actions import Declared, Meaning
+from .pictures import LazyPictures, shrunk, shrunk_size
 from .videos import Videos
 
-VERSIONS = ("v2.0", "v2.1", "v3.0")
-OFFSETS_TOLERANCE = 1e-3
+SUCCESS = "next.success"
 
 
 @dataclass(frozen=True)
 class LerobotOptions:
     """cameras: role -> feature; empty: all pictures, their roles being the last part of their names. state, action: features.
     gripper_values: what the last column of the actions is when (open, closed); None: only what the dataset says of itself is accepted.
-    instruction: instead of the dataset's own. control_hz: the rate that is expected; None: the dataset's."""
+    instruction: instead of the dataset's own. control_hz: the rate that is expected; None: the dataset's. declared: what numbers mean,
+    where the features' names do not say it."""
 
     cameras: Mapping[str, str]
     state: str = STATE
@@ -36,6 +39,7 @@ class LerobotOptions:
     instruction: str = ""
     control_hz: float | None = None
     shorter_side: int | None = None
+    declared: Declared = field(default_factory=Declared)
 
 
 def is_lerobot(path: Path) -> bool:
@@ -44,157 +48,141 @@ def is_lerobot(path: Path) -> bool:
 
 def rate(path: Path) -> float:
     """Frames a second."""
-    return float(_info(path)["fps"])
+    return float(read_info(path)["fps"])
 
 
 def robot_type(path: Path) -> str | None:
     """Which robot it says, if it says one."""
-    said = _info(path).get("robot_type")
+    said = read_info(path).get("robot_type")
     return said if isinstance(said, str) and said not in ("", "unknown") else None
 
 
-def read_lerobot(path: Path, options: LerobotOptions, say: Callable[[str], None]) -> Iterator[tuple[str, Episode]]:
-    """Where it comes from, and the episode. Raises ConversionError, and Contradiction for what the dataset says otherwise."""
-    info = _info(path)
+def origin(path: Path) -> Mapping[str, Any] | None:
+    """How a dataset of ours was made."""
+    said = read_info(path).get("source")
+    return said if isinstance(said, Mapping) else None
+
+
+def read_lerobot(
+    path: Path, options: LerobotOptions, say: Callable[[str], None], left_out: LeftOut
+) -> Iterator[tuple[str, Episode]]:
+    """Where it comes from, and the episode, whose pictures are read while the next one has not been asked for. Raises ConversionError, and
+    Contradiction for what the dataset says otherwise."""
+    info = read_info(path)
+    features = info["features"]
     agreed("--control-hz", options.control_hz, float(info["fps"]), path / INFO, "leave it out; a dataset is not resampled")
-    cameras = _cameras(path, info["features"], options.cameras)
+    cameras = _cameras(path, features, options.cameras)
     for name, option in ((options.state, "--state"), (options.action, "--action")):
-        if name not in info["features"]:
-            raise ConversionError(f"{path} has no feature {name} ({option}); it has {', '.join(info['features'])}")
-    convention = _convention(path, info)
-    convert = _gripper(path, info, options, say)
+        if name not in features:
+            raise ConversionError(f"{path} has no feature {name} ({option}); it has {', '.join(features)}")
+    ours = "source" in info and (path / STATISTICS).is_file()  # of our own writer, which takes nothing else
+    meaning = Meaning(features, options.action, options.state, options.declared, ours=ours, fps=float(info["fps"]), say=say)
+    convert = _gripper(path, ours, options, say)
     for role, name in cameras.items():
         say(f"camera {role}: {name}")
-    index = _Version3(path, info) if info["codebase_version"] == "v3.0" else _Version2(path, info)
+    index = open_index(path, info)
     with Videos() as videos:
-        for number in range(len(index.lengths)):
+        for number in index.rows:
             where = f"{path}, episode {number}"
             try:
-                episode = _episode(index, number, cameras, info["features"], options, convert, videos)
-            except ConversionError as error:
-                raise ConversionError(f"{where}: {error}") from error
-            yield where, replace(episode, convention=convention)
-
-
-@dataclass(frozen=True)
-class _Video:
-    """Where an episode's frames of one camera are. alone: the file holds nothing else."""
-
-    path: Path
-    first: int
-    alone: bool
-
-
-class _Version2:
-    """An episode a file."""
-
-    def __init__(self, path: Path, info: Mapping[str, Any]) -> None:
-        self.path, self._info = path, info
-        self.tasks = {int(row["task_index"]): str(row["task"]) for row in _json_lines(path / "meta/tasks.jsonl")}
-        episodes = sorted(_json_lines(path / "meta/episodes.jsonl"), key=lambda row: int(row["episode_index"]))
-        self.lengths = [int(row["length"]) for row in episodes]
-
-    def table(self, number: int) -> Any:
-        return _read_table(self.path / self._info["data_path"].format(**self._names(number)))
-
-    def video(self, number: int, feature: str) -> _Video:
-        return _Video(self.path / self._info["video_path"].format(**self._names(number), video_key=feature), 0, True)
-
-    def _names(self, number: int) -> dict[str, int]:
-        return {"episode_chunk": number // int(self._info.get("chunks_size", 1000)), "episode_index": number}
-
-
-class _Version3:
-    """Several episodes a file; meta/episodes says where each begins."""
-
-    def __init__(self, path: Path, info: Mapping[str, Any]) -> None:
-        self.path, self._info = path, info
-        tasks = _read_table(path / "meta/tasks.parquet").to_pydict()
-        words = next((values for name, values in tasks.items() if name != "task_index"), None)  # pandas' index, whatever it is called
-        if words is None or "task_index" not in tasks:
-            raise ConversionError(f"{path / 'meta/tasks.parquet'} has the columns {', '.join(tasks)}, expected the tasks and task_index")
-        self.tasks = dict(zip(map(int, tasks["task_index"]), map(str, words), strict=True))
-        files = sorted((path / "meta/episodes").glob("chunk-*/file-*.parquet"))
-        rows = [row for file in files for row in _read_table(file).to_pylist()]
-        self._rows = sorted(rows, key=lambda row: int(row["episode_index"]))
-        self.lengths = [int(row["length"]) for row in self._rows]
-        self._cached: tuple[Path | None, Any] = (None, None)
-
-    def table(self, number: int) -> Any:
-        import pyarrow.compute as pc
-
-        row = self._rows[number]
-        names = {"chunk_index": int(row["data/chunk_index"]), "file_index": int(row["data/file_index"])}
-        file = self.path / self._info["data_path"].format(**names)
-        if self._cached[0] != file:
-            self._cached = (file, _read_table(file))
-        return self._cached[1].filter(pc.equal(self._cached[1].column("episode_index"), int(row["episode_index"])))
-
-    def video(self, number: int, feature: str) -> _Video:
-        row, prefix = self._rows[number], f"videos/{feature}"
-        try:
-            names = {"chunk_index": int(row[f"{prefix}/chunk_index"]), "file_index": int(row[f"{prefix}/file_index"])}
-            first = round(float(row[f"{prefix}/from_timestamp"]) * float(self._info["fps"]))
-        except KeyError as error:
-            raise ConversionError(f"meta/episodes has no column {error.args[0]}") from error
-        return _Video(self.path / self._info["video_path"].format(video_key=feature, **names), first, False)
+                episode = _episode(index, number, cameras, features, options, meaning, convert, videos)
+            except (ConversionError, DatasetError) as error:
+                left_out.add(where, ConversionError(f"{where}: {error}"))
+                continue
+            yield where, replace(episode, convention=_convention(path, info, meaning))
+    say_clipped(meaning.clipped, meaning.frames, str(path), say)
+    meaning.conclude()
 
 
 def _episode(
-    index: _Version2 | _Version3,
+    index: Index,
     number: int,
     cameras: Mapping[str, str],
     features: Mapping[str, Any],
     options: LerobotOptions,
+    meaning: Meaning,
     convert: Callable[[NDArray[np.float64]], NDArray[np.float64]],
     videos: Videos,
 ) -> Episode:
-    table, length = index.table(number), index.lengths[number]
+    table, length = index.table(number), index.length(number)
     if table.num_rows != length:
         raise ConversionError(f"frame {min(table.num_rows, length)}: {table.num_rows} rows in the parquet, {length} in meta/")
     frames = np.asarray(table.column("frame_index")) if "frame_index" in table.column_names else np.arange(length)
     if (frames != np.arange(length)).any():
         at = int(np.argmax(frames != np.arange(length)))
         raise ConversionError(f"frame {at}: its frame_index is {frames[at]}: frames are missing or mixed up")
-    state, actions = _matrix(table, options.state, 8), _matrix(table, options.action, 7)
-    beyond = np.abs(actions[:, :6]).max(axis=1) > 1 + OFFSETS_TOLERANCE
-    if beyond.any():
-        at = int(np.argmax(beyond))
-        raise ConversionError(
-            f"frame {at}: action {np.round(actions[at], 4).tolist()} leaves [-1, 1]; expected offsets of the end effector in the training "
-            "controller's units, not joint positions, metres or absolute poses"
-        )
-    actions[:, :6] = np.clip(actions[:, :6], -1.0, 1.0)
-    actions[:, 6] = convert(actions[:, 6])
-    images = {}
+    actions = _matrix(table, options.action, 7)
+    state, offsets = meaning.convert(_matrix(table, options.state, 8), actions)
+    made = np.concatenate([offsets, convert(actions[:, 6])[:, None]], axis=1)
+    images: dict[str, Any] = {}
     for role, feature in cameras.items():
         if features[feature]["dtype"] == "video":
             place = index.video(number, feature)
-            pictures = videos.read(place.path, place.first, length, alone=place.alone)
-            images[role] = np.stack([shrunk(picture, options.shorter_side) for picture in pictures])
+            images[role] = _filmed(videos, place.path, place.first, length, place.alone, feature, options.shorter_side)
         else:
-            images[role] = _pictures(index, table, feature, options.shorter_side)
-    return Episode(options.instruction or _task(index, table), images, state.astype(np.float32), actions.astype(np.float32))
+            images[role] = _pictures(index.path, table.column(feature), feature, options.shorter_side)
+    task = options.instruction or _task(index, table)
+    said = index.rows[number]
+    seed = said.get("seed")
+    return Episode(
+        task,
+        images,
+        state.astype(np.float32),
+        made.astype(np.float32),
+        seed=None if seed is None else int(seed),
+        success=_success(table, said),
+        counterfactuals=_others(index, table),
+    )
 
 
-def _pictures(index: _Version2 | _Version3, table: Any, feature: str, shorter_side: int | None) -> NDArray[np.uint8]:
-    pictures: list[NDArray[np.uint8]] = []
-    for frame, cell in enumerate(table.column(feature).to_pylist()):
-        try:
-            encoded = cell["bytes"] if isinstance(cell, dict) else None
-            if encoded is None:
-                encoded = (index.path / cell["path"]).read_bytes()
-            picture = shrunk(decode_image(encoded), shorter_side)
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise ConversionError(f"frame {frame}: {feature}: {error}") from error
-        if pictures and picture.shape != pictures[0].shape:
-            sizes = f"{list(pictures[0].shape[:2])} to {list(picture.shape[:2])}"
-            raise ConversionError(f"frame {frame}: {feature} changes its size from {sizes}")
-        pictures.append(picture)
-    return np.stack(pictures)
+def _others(index: Index, table: Any) -> Counterfactuals | None:
+    """Labels for other instructions, of our own datasets."""
+    if OTHER_TASKS not in table.column_names or OTHER_ACTIONS not in table.column_names:
+        return None
+    tasks = tuple(index.tasks[key] for key in sorted(index.tasks))
+    place = {key: i for i, key in enumerate(sorted(index.tasks))} | {-1: -1}
+    numbers, actions = counterfactuals_of(table, 7)
+    if unknown := set(numbers.ravel().tolist()) - set(place):
+        raise ConversionError(f"{OTHER_TASKS} names the tasks {sorted(unknown)}; expected those of meta/ ({sorted(index.tasks)})")
+    return Counterfactuals(tasks, np.vectorize(place.__getitem__, otypes=[np.int64])(numbers), actions)
 
 
-def _task(index: _Version2 | _Version3, table: Any) -> str:
+def _pictures(root: Path, cells: Any, feature: str, shorter_side: int | None) -> LazyPictures:
+    def decode() -> Iterator[NDArray[np.uint8]]:
+        for frame in range(len(cells)):
+            try:
+                cell = cells[frame].as_py()
+                encoded = cell["bytes"] if isinstance(cell, dict) else None
+                if encoded is None:
+                    encoded = (root / cell["path"]).read_bytes()
+                yield shrunk(decode_image(encoded), shorter_side)
+            except (OSError, ValueError, TypeError, KeyError) as error:
+                raise ConversionError(f"frame {frame}: {feature}: {error}") from error
+
+    height, width = next(decode()).shape[:2]
+    return LazyPictures(feature, len(cells), (height, width), decode)
+
+
+def _filmed(
+    videos: Videos, path: Path, first: int, length: int, alone: bool, feature: str, shorter_side: int | None
+) -> LazyPictures:
+    def decode() -> Iterator[NDArray[np.uint8]]:
+        return (shrunk(picture, shorter_side) for picture in videos.read(path, first, length, alone=alone))
+
+    return LazyPictures(feature, length, shrunk_size(*videos.size(path), shorter_side), decode)
+
+
+def _success(table: Any, said: Mapping[str, Any]) -> bool | None:
+    """Whether the demonstration reached its goal; None where nobody says. said: of meta/, as our own datasets have it."""
+    stated = said.get("success")
+    if stated is None and SUCCESS in table.column_names:
+        values = [value[0] if isinstance(value, list) else value for value in table.column(SUCCESS).to_pylist()]
+        known = [bool(value) for value in values if value is not None]
+        return any(known) if known else None
+    return None if stated is None else bool(stated)
+
+
+def _task(index: Index, table: Any) -> str:
     numbers = set(table.column("task_index").to_pylist())
     if len(numbers) != 1 or next(iter(numbers)) not in index.tasks:
         raise ConversionError(f"its task_index is {sorted(numbers)}; expected one of meta/'s tasks ({sorted(index.tasks)})")
@@ -225,9 +213,8 @@ def _cameras(path: Path, features: Mapping[str, Any], wanted: Mapping[str, str])
 
 
 def _gripper(
-    path: Path, info: Mapping[str, Any], options: LerobotOptions, say: Callable[[str], None]
+    path: Path, ours: bool, options: LerobotOptions, say: Callable[[str], None]
 ) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
-    ours = "source" in info and (path / STATISTICS).is_file()  # of our own writer, which takes nothing else
     values = agreed("--gripper-open, --gripper-closed", options.gripper_values, (1.0, 0.0) if ours else None, path)
     if values is None or values[0] == values[1]:
         raise ConversionError(
@@ -248,39 +235,10 @@ def _gripper(
     return convert
 
 
-def _convention(path: Path, info: Mapping[str, Any]) -> ActionConvention:
-    """What one of our own says of itself; of others nothing is known but the gripper, which is converted."""
+def _convention(path: Path, info: Mapping[str, Any], meaning: Meaning) -> ActionConvention:
+    """What one of our own says of itself; of others the gripper, which is converted, and what was given or converted to."""
+    given = ActionConvention(meaning.metres_per_unit, meaning.radians_per_unit, 1.0, 0.0, meaning.branch)
     try:
-        return replace(ActionConvention.from_json(info.get(KEY)), gripper_open=1.0, gripper_closed=0.0)
+        return given.agreed(ActionConvention.from_json(info.get(KEY)), path / INFO)
     except ValueError as error:
         raise ConversionError(f"{path / INFO}: {error}") from error
-
-
-def _info(path: Path) -> dict[str, Any]:
-    try:
-        info: dict[str, Any] = json.loads((path / INFO).read_text())
-    except (OSError, ValueError) as error:
-        raise ConversionError(f"{path / INFO} is missing or damaged ({error})") from error
-    if info.get("codebase_version") not in VERSIONS:
-        raise ConversionError(f"{path} has LeRobot's layout {info.get('codebase_version')!r}, expected {', '.join(VERSIONS)}")
-    missing = [key for key in ("fps", "features", "data_path") if key not in info]
-    if missing:
-        raise ConversionError(f"{path / INFO} has no {', '.join(missing)}")
-    return info
-
-
-def _json_lines(path: Path) -> list[dict[str, Any]]:
-    try:
-        return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        raise ConversionError(f"{path} is missing or damaged ({error})") from error
-
-
-def _read_table(path: Path) -> Any:
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path) as file:
-            return file.read(use_threads=False)
-    except (OSError, ValueError) as error:
-        raise ConversionError(f"{path} is missing or damaged ({error})") from error

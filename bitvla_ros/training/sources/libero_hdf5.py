@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from ...action_convention import OSC
 from ..dataset import Episode
+from ..left_out import LeftOut
 from . import ConversionError
-from .pictures import shrunk
+from .pictures import LazyPictures, shrunk, shrunk_size
 
 CONTROL_HZ = 20.0
 CAMERAS = {"scene": "agentview_rgb", "wrist": "eye_in_hand_rgb"}
@@ -27,9 +28,10 @@ NOOP_THRESHOLD = 1e-4  # norm of an offset below which nothing is commanded
 
 
 def read_libero(
-    files: Sequence[Path], *, keep_noops: bool, shorter_side: int | None, instruction: str, say: Callable[[str], None]
+    files: Sequence[Path], *, keep_noops: bool, shorter_side: int | None, instruction: str, say: Callable[[str], None], left_out: LeftOut
 ) -> Iterator[tuple[str, Episode]]:
-    """Where it comes from, and the episode. instruction: instead of the files' own. Raises ConversionError."""
+    """Where it comes from, and the episode, whose pictures are read while the next one has not been asked for. instruction: instead of
+    the files' own. Raises ConversionError."""
     import h5py
 
     say("gripper: -1 (open), +1 (closed) converted to 1 = open, 0 = closed")
@@ -38,25 +40,35 @@ def read_libero(
         try:
             file = h5py.File(path, "r")
         except OSError as error:
-            raise ConversionError(f"{path} is no readable HDF5 file ({error})") from error
+            left_out.add(str(path), ConversionError(f"{path} is no readable HDF5 file ({error})"))
+            continue
         with file:
-            if "data" not in file or not len(file["data"]):
-                raise ConversionError(f"{path} has no group data with demonstrations: expected data/demo_0, data/demo_1, ...")
-            data = file["data"]
-            task = instruction or _instruction(path, data)
-            turn = _turn(path, data, say)
+            try:
+                data = _demonstrations(path, file)
+                task, turn = instruction or _instruction(path, data), _turn(path, data, say)
+            except ConversionError as error:
+                left_out.add(str(path), error)
+                continue
             for name in sorted(data, key=_number):
                 where = f"{path}, {name}"
                 try:
                     episode, length = _episode(data[name], task, turn, keep_noops, shorter_side, say)
                 except (KeyError, OSError) as error:
-                    raise ConversionError(f"{where}: {error}; expected actions and obs/ as LIBERO writes them") from error
+                    left_out.add(where, ConversionError(f"{where}: {error}; expected actions and obs/ as LIBERO writes them"))
+                    continue
                 except ConversionError as error:
-                    raise ConversionError(f"{where}: {error}") from error
+                    left_out.add(where, ConversionError(f"{where}: {error}"))
+                    continue
                 kept, total = kept + len(episode), total + length
                 yield where, episode
     if not keep_noops:
         say(f"dropped {total - kept} of {total} frames in which nothing is commanded (--keep-noops keeps them)")
+
+
+def _demonstrations(path: Path, file: Any) -> Any:
+    if "data" not in file or not len(file["data"]):
+        raise ConversionError(f"{path} has no group data with demonstrations: expected data/demo_0, data/demo_1, ...")
+    return file["data"]
 
 
 def is_noop(action: NDArray[np.floating[Any]], previous: NDArray[np.floating[Any]] | None) -> bool:
@@ -92,15 +104,34 @@ def _episode(
             kept.append(i)
     if not kept:
         raise ConversionError("in none of its frames anything is commanded (--keep-noops keeps them)")
-    images = {}
-    for role, key in CAMERAS.items():
-        pictures = observed[key]
-        if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[3] != 3:
-            raise ConversionError(f"obs/{key} is {pictures.dtype} {list(pictures.shape)}, expected uint8 [T, H, W, 3]")
-        images[role] = np.stack([shrunk(turn(pictures[seen[i]]), shorter_side) for i in kept])
+    images = {role: _pictures(observed[key], key, seen[kept], turn, shorter_side) for role, key in CAMERAS.items()}
     actions = actions[kept]
     actions[:, 6] = 1.0 - np.clip(actions[:, 6], 0.0, 1.0)
-    return Episode(task, images, state[seen[kept]].astype(np.float32), actions.astype(np.float32), convention=OSC), len(seen)
+    episode = Episode(
+        task, images, state[seen[kept]].astype(np.float32), actions.astype(np.float32), success=_success(demo), convention=OSC
+    )
+    return episode, len(seen)
+
+
+def _pictures(pictures: Any, key: str, frames: NDArray[np.intp], turn: Turn, shorter_side: int | None) -> LazyPictures:
+    if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[3] != 3:
+        raise ConversionError(f"obs/{key} is {pictures.dtype} {list(pictures.shape)}, expected uint8 [T, H, W, 3]")
+
+    def decode() -> Iterator[NDArray[np.uint8]]:
+        for frame, number in enumerate(frames):
+            try:
+                yield shrunk(turn(pictures[number]), shorter_side)
+            except OSError as error:
+                raise ConversionError(f"frame {frame}: obs/{key}: {error}") from error
+
+    size = shrunk_size(pictures.shape[1], pictures.shape[2], shorter_side)
+    return LazyPictures(key, len(frames), size, decode)
+
+
+def _success(demo: Any) -> bool | None:
+    """LIBERO ends a demonstration when its goal is reached, and marks that; None where nothing is marked at all."""
+    marked = [name for name in ("dones", "rewards") if name in demo]
+    return any(bool(np.asarray(demo[name]).any()) for name in marked) if marked else None
 
 
 def _follows_the_action(demo: Any, observed: Any) -> bool:

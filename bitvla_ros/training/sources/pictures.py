@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import cv2
@@ -26,9 +27,42 @@ def picture_of(message: Any, shorter_side: int | None) -> NDArray[np.uint8]:
 
 def shrunk(picture: NDArray[np.uint8], shorter_side: int | None) -> NDArray[np.uint8]:
     """Never enlarged."""
-    height, width = picture.shape[:2]
-    if shorter_side is None or min(height, width) <= shorter_side:
+    height, width = shrunk_size(picture.shape[0], picture.shape[1], shorter_side)
+    if (height, width) == picture.shape[:2]:
         return np.ascontiguousarray(picture)
+    return np.asarray(cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def shrunk_size(height: int, width: int, shorter_side: int | None) -> tuple[int, int]:
+    """Of a picture of that size after `shrunk`."""
+    if shorter_side is None or min(height, width) <= shorter_side:
+        return height, width
     scale = shorter_side / min(height, width)
-    size = (round(width * scale), round(height * scale))
-    return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), np.uint8)
+    return round(height * scale), round(width * scale)
+
+
+class LazyPictures:
+    """An episode's pictures of one camera, decoded while they are gone through, anew each time, so that few are in memory.
+
+    shape: (T, H, W, 3). Iteration gives T pictures, uint8 [H, W, 3], and raises ConversionError, naming the frame."""
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, name: str, length: int, size: tuple[int, int], decode: Callable[[], Iterator[NDArray[np.uint8]]]) -> None:
+        """name: of the topic or feature. size: height and width. decode: gives the pictures, from the first one on."""
+        self.shape = (length, *size, 3)
+        self._name, self._decode = name, decode
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __iter__(self) -> Iterator[NDArray[np.uint8]]:
+        count = 0
+        for picture in self._decode():
+            if picture.shape != self.shape[1:]:
+                sizes = f"{list(self.shape[1:3])} to {list(picture.shape[:2])}"
+                raise ConversionError(f"frame {count}: {self._name} changes its size from {sizes}")
+            yield picture
+            count += 1
+        if count != len(self):
+            raise ConversionError(f"frame {count}: {self._name} has {count} pictures, expected {len(self)}")

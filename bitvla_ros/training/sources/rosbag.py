@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import repeat
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,11 +16,12 @@ from numpy.typing import NDArray
 from ...action_convention import ActionConvention
 from ...policy.observation import state_vector
 from ..dataset import Episode
+from ..left_out import LeftOut
 from . import ConversionError
 from .alignment import SECOND, Floats, Stamps, continued, control_times, interpolate, interpolate_rotation, latest
 from .bag import NEEDED, Bag, pose_of, stamp_of
 from .commands import FINGER_THRESHOLD, Command, GripperTopic, actions, from_fingers, read_command, read_gripper, say_clipped
-from .pictures import picture_of
+from .pictures import LazyPictures, picture_of
 from .transforms import pose_from_tf
 
 CAMERA = re.compile(r"/camera/(?P<role>[^/]+)/image_raw(?P<transport>|/[^/]+)$")
@@ -79,35 +81,76 @@ class _Streams:
     gripper: GripperTopic | None
 
 
-def read_rosbags(paths: Sequence[Path], options: RosbagOptions, say: Callable[[str], None]) -> Iterator[tuple[str, Episode]]:
-    """Where it comes from, and the episode. say: is told every choice. Raises ConversionError."""
-    branch = None if options.orientation_branch is None else np.array(options.orientation_branch)
-    clipped = total = 0
-    worst, told = (0, ""), False
+def read_rosbags(
+    paths: Sequence[Path], options: RosbagOptions, say: Callable[[str], None], left_out: LeftOut
+) -> Iterator[tuple[str, Episode]]:
+    """Where it comes from, and the episode, whose pictures are read while the next one has not been asked for. say: is told every choice.
+    Raises ConversionError."""
+    run = _Run(options, say, left_out)
     for path in paths:
-        with Bag(path, options.stamps, options.max_gap) as bag:
-            streams = _read(bag, options, say)
-            told = told or not from_fingers(streams.command, streams.gripper) or _opening_changes(streams.fingers)
-            if branch is None:
-                branch = streams.quaternions[0]
-                say(
-                    "orientations are kept on the branch of the first one: give the policy node orientation_branch:="
-                    f"[{', '.join(f'{value:.4f}' for value in branch)}]"
-                )
-            for number, (start, end, instruction) in enumerate(_intervals(bag, streams, options)):
-                where = f"{path}, episode {number} ({(start - streams.pose_stamps[0]) / SECOND:.1f} s after the first pose)"
-                try:
-                    episode, beyond = _episode(bag, streams, options, (start, end), instruction, branch, say)
-                except ConversionError as error:
-                    raise ConversionError(f"{where}: {error}") from error
-                clipped, total, worst = clipped + beyond, total + len(episode), max(worst, (beyond, where))
-                yield where, episode
-    if total and not told:
+        try:
+            bag = Bag(path, options.stamps, options.max_gap)
+        except ConversionError as error:
+            left_out.add(str(path), error)
+            continue
+        with bag:
+            yield from run.episodes(bag)
+    if run.total and not run.told:
         raise ConversionError(
             f"{paths[0]}: the opening of the gripper never changes, so its commands cannot be told from the fingers: give their topic "
             "(--gripper), or the right joints (--gripper-joints, or --profile of the arm)"
         )
-    say_clipped(clipped, total, worst[1], say)
+    say_clipped(run.clipped, run.total, run.worst[1], say)
+
+
+class _Run:
+    """What is known of all bags so far. branch: of orientations. clipped, total: frames. worst: most clipped frames of an episode, and
+    where. told: the gripper's commands could be told from the fingers, or need not be."""
+
+    def __init__(self, options: RosbagOptions, say: Callable[[str], None], left_out: LeftOut) -> None:
+        self.options, self.say, self.left_out = options, say, left_out
+        self.branch = None if options.orientation_branch is None else np.array(options.orientation_branch)
+        self.clipped = self.total = 0
+        self.worst, self.told = (0, ""), False
+
+    def episodes(self, bag: Bag) -> Iterator[tuple[str, Episode]]:
+        """Of one bag."""
+        try:
+            streams = _read(bag, self.options, self.say)
+            intervals = list(_intervals(bag, streams, self.options))
+            judgements = _judgements(bag)
+        except ConversionError as error:
+            self.left_out.add(str(bag.path), error)
+            return
+        self.told = self.told or not from_fingers(streams.command, streams.gripper) or _opening_changes(streams.fingers)
+        if self.branch is None:
+            self.branch = streams.quaternions[0]
+            words = ", ".join(f"{value:.4f}" for value in self.branch)
+            self.say(f"orientations are kept on the branch of the first one: give the policy node orientation_branch:=[{words}]")
+        for number, (start, end, instruction) in enumerate(intervals):
+            where = f"{bag.path}, episode {number} ({(start - streams.pose_stamps[0]) / SECOND:.1f} s after the first pose)"
+            try:
+                episode, beyond = _episode(bag, streams, self.options, (start, end), instruction, self.branch, self.say)
+            except ConversionError as error:
+                self.left_out.add(where, ConversionError(f"{where}: {error}"))
+                continue
+            after = intervals[number + 1][0] if number + 1 < len(intervals) else None
+            self.clipped, self.total, self.worst = self.clipped + beyond, self.total + len(episode), max(self.worst, (beyond, where))
+            yield where, replace(episode, success=_judgement(judgements, start, after))
+
+
+def _judgements(bag: Bag) -> list[tuple[int, bool]]:
+    """Time (ns, on the clock of the headers) and value of every message on `success`, where it was recorded."""
+    topic = bag.find("success", ("std_msgs/Bool",), "success", required=False)
+    pairs = [(received, bool(message.data)) for received, message in bag.messages(topic)] if topic else []
+    times = bag.clock(np.array([received for received, _ in pairs], np.int64)) if pairs else ()
+    return [(int(time), value) for time, (_, value) in zip(times, pairs, strict=True)]
+
+
+def _judgement(judgements: Sequence[tuple[int, bool]], start: int, after: int | None) -> bool | None:
+    """The last one from the beginning of an episode to that of the next; None where there is none."""
+    values = [value for time, value in judgements if start <= time and (after is None or time < after)]
+    return values[-1] if values else None
 
 
 def _read(bag: Bag, options: RosbagOptions, say: Callable[[str], None]) -> _Streams:
@@ -281,21 +324,21 @@ def _episode(
 
 def _pictures(
     bag: Bag, topic: str, stamps: Stamps, received: Stamps, index: NDArray[np.intp], shorter_side: int | None
-) -> NDArray[np.uint8]:
-    """uint8 [T, H, W, 3]: of each frame the picture with that number. Several may have been received at one time: their stamps differ."""
-    wanted: dict[int, list[int]] = {}
-    for frame, number in enumerate(index):
-        wanted.setdefault(int(stamps[number]), []).append(frame)
-    rows: Any = None
-    for time, message in bag.messages(topic, int(received[index[0]]), int(received[index[-1]]) + 1):
-        for frame in wanted.get(bag.stamp(time, message), ()):
+) -> LazyPictures:
+    """Of each frame the picture with that number. Several may have been received at one time: their stamps differ."""
+
+    def decode() -> Iterator[NDArray[np.uint8]]:
+        wanted = Counter(int(stamps[number]) for number in index)  # frames that have this picture
+        frame = 0
+        for time, message in bag.messages(topic, int(received[index[0]]), int(received[index[-1]]) + 1):
+            if not (frames := wanted.pop(bag.stamp(time, message), 0)):
+                continue
             try:
                 picture = picture_of(message, shorter_side)
             except ConversionError as error:
                 raise ConversionError(f"frame {frame}: {topic} (stamp {stamp_of(message) / SECOND:.3f}): {error}") from error
-            if rows is None:
-                rows = np.empty((len(index), *picture.shape), np.uint8)
-            if picture.shape != rows.shape[1:]:
-                raise ConversionError(f"frame {frame}: {topic} changes its size from {list(rows.shape[1:3])} to {list(picture.shape[:2])}")
-            rows[frame] = picture
-    return np.asarray(rows)
+            frame += frames
+            yield from repeat(picture, frames)
+
+    height, width = next(decode()).shape[:2]
+    return LazyPictures(topic, len(index), (height, width), decode)

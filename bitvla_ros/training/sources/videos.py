@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -29,8 +29,26 @@ class Videos:
         for stream in self._open.values():
             stream.close()
 
-    def read(self, path: Path, first: int, count: int, *, alone: bool) -> NDArray[np.uint8]:
-        """uint8 [count, H, W, 3], RGB, from frame number `first` on. alone: the file ends there. Raises ConversionError."""
+    def size(self, path: Path) -> tuple[int, int]:
+        """Height and width of its frames. Raises ConversionError."""
+        return (self._open.get(path) or self._at(path, 0)).size
+
+    def read(self, path: Path, first: int, count: int, *, alone: bool) -> Iterator[NDArray[np.uint8]]:
+        """uint8 [H, W, 3], RGB, `count` of them from frame number `first` on. alone: the file ends there. Raises ConversionError."""
+        stream = self._at(path, first)
+        while stream.position < first:
+            if stream.next() is None:
+                raise ConversionError(f"frame 0: {path} ends after {stream.position} frames, this episode begins at {first}")
+        for frame in range(count):
+            picture = stream.next()
+            if picture is None:
+                raise ConversionError(f"frame {frame}: {path} ends after {stream.position} frames, expected {first + count}")
+            yield picture
+        if alone and stream.next() is not None:
+            raise ConversionError(f"frame {count}: {path} has more frames than the episode's {count}")
+
+    def _at(self, path: Path, first: int) -> _Stream:
+        """The file, read no further than to frame `first`."""
         stream = self._open.get(path)
         if stream is None or stream.position > first:
             if stream is not None:
@@ -38,22 +56,11 @@ class Videos:
             for other in [other for other in self._open if other.parent == path.parent]:  # the same camera's file before
                 self._open.pop(other).close()
             stream = self._open[path] = _Stream(path)
-        while stream.position < first:
-            if stream.next() is None:
-                raise ConversionError(f"frame 0: {path} ends after {stream.position} frames, this episode begins at {first}")
-        frames = []
-        for frame in range(count):
-            picture = stream.next()
-            if picture is None:
-                raise ConversionError(f"frame {frame}: {path} ends after {stream.position} frames, expected {first + count}")
-            frames.append(picture)
-        if alone and stream.next() is not None:
-            raise ConversionError(f"frame {count}: {path} has more frames than the episode's {count}")
-        return np.stack(frames)
+        return stream
 
 
 class _Stream:
-    """position: number of the next frame."""
+    """position: number of the next frame. size: height and width."""
 
     def __init__(self, path: Path) -> None:
         import imageio_ffmpeg
@@ -67,7 +74,7 @@ class _Stream:
             width, height = next(self._frames)["size"]
         except (OSError, RuntimeError, StopIteration, KeyError) as error:
             raise ConversionError(f"frame 0: {path} does not decode ({str(error).strip()[-200:]})") from error
-        self._shape = (height, width, 3)
+        self.size = (height, width)
 
     def next(self) -> NDArray[np.uint8] | None:
         try:
@@ -77,7 +84,7 @@ class _Stream:
         if data is None:
             return None
         self.position += 1
-        return np.frombuffer(data, np.uint8).reshape(self._shape)
+        return np.frombuffer(data, np.uint8).reshape(*self.size, 3)
 
     def close(self) -> None:
         self._frames.close()
