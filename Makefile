@@ -15,7 +15,7 @@ LIBERO_TESTS = $(shell grep -l mark.libero test/*.py)
 REQUIREMENTS = constraints.txt setup.cfg pyproject.toml scripts/environment.sh scripts/check_system.py
 BUILD = setup.py package.xml CMakeLists.txt $(wildcard cmake/* msg/* srv/* action/* bitvla_ros/ternary/kernel/*)
 
-.PHONY: help demo test test-libero test-colcon test-kilted test-jazzy lint bench prove clean
+.PHONY: help demo test test-libero test-lerobot test-colcon test-kilted test-jazzy lint bench prove clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -25,10 +25,13 @@ demo: .venv/complete  ## watch the expert, then BitVLA, drive a simulated arm th
 	.venv/bin/bitvla demo $(ARGS)
 
 test: .venv/complete  ## the tests
-	$(TEST_ENVIRONMENT) .venv/bin/python -m pytest -m "not libero" -n 2 --dist loadgroup $(ARGS)
+	$(TEST_ENVIRONMENT) .venv/bin/python -m pytest -m "not libero and not lerobot" -n 2 --dist loadgroup $(ARGS)
 
 test-libero: .venv-libero/complete  ## the tests of the optional extra LIBERO (assets in ../shared/libero_assets)
 	$(TEST_ENVIRONMENT) MUJOCO_GL=osmesa .venv-libero/bin/python -m pytest -m libero $(LIBERO_TESTS) $(ARGS) < /dev/null
+
+test-lerobot: .venv/complete .venv-lerobot/complete  ## the real LeRobot 0.6 opens our datasets (on PYTHON=python3.12 or newer: 5 GB)
+	$(TEST_ENVIRONMENT) BITVLA_LEROBOT_PYTHON=$(CURDIR)/.venv-lerobot/bin/python .venv/bin/python -m pytest -m lerobot test/test_lerobot.py $(ARGS)
 
 test-colcon: test-kilted test-jazzy  ## build with pip and colcon against two releases of ROS 2, outside the checkout, and smoke-test
 
@@ -46,7 +49,7 @@ prove: .venv/complete  ## break a real graph and measure how soon the arm stops:
 	.venv/bin/bitvla prove --trials 300 $(ARGS)
 
 clean:  ## remove the environments and everything built
-	rm -rf .venv .venv-libero .venv-kilted .venv-jazzy build dist install log *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-libero .venv-lerobot .venv-kilted .venv-jazzy build dist install log *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	rm -rf bitvla_ros/msg bitvla_ros/srv bitvla_ros/action bitvla_ros/*.so bitvla_ros/ternary/*.so
 
 .venv/complete: $(REQUIREMENTS) $(BUILD)

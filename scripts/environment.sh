@@ -2,6 +2,7 @@
 # environment.sh FOLDER KIND: makes the virtual environment FOLDER and installs into it, every version from constraints.txt.
 #   main    this package in place, ROS 2 Kilted from PyPI, the built-in simulator, the development tools
 #   libero  the same and LIBERO
+#   lerobot  LeRobot 0.6 alone, whose pins are others than ours; it wants Python 3.12 or newer
 #   kilted, jazzy   colcon and what it needs to build against that release's wheels; not this package
 # PYTHON names the interpreter, TORCH_INDEX an index to take torch from. Calling it again only installs what changed.
 set -euo pipefail
@@ -43,6 +44,13 @@ if ! [ -x "$folder/bin/python" ]; then
   say "Setting up $folder with $("$python" --version): about 0.5 GB to download and torch, 0.2 GB as the CPU build and 3 GB with CUDA"
   say "(pip's cache spares what it holds), then a minute of compiling."
   "$python" -m venv "$folder"
+fi
+if [ "$kind" = lerobot ]; then
+  say "Installing LeRobot with a torch of its own: 3 GB, unless TORCH_INDEX names an index with a CPU build"
+  "$folder/bin/python" -m pip install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} --group lerobot
+  touch "$folder/complete"
+  say "$folder is ready."
+  exit
 fi
 install --quiet pip setuptools wheel
 install_torch

@@ -65,6 +65,17 @@ def test_frames_states_and_actions_are_those_of_the_published_datasets(tmp_path,
     assert result["fps"] == 20
 
 
+@pytest.mark.parametrize(
+    ("marks", "success"),
+    [({}, None), ({"dones": [0] * LENGTH}, False), ({"dones": [0] * (LENGTH - 1) + [1]}, True), ({"rewards": [0] * LENGTH}, False)],
+)
+def test_success_is_what_the_file_marks_or_unknown(tmp_path, capsys, marks, success):
+    marked = {name: np.array(values, np.uint8) for name, values in marks.items()}
+    file = write(tmp_path / "pick_demo.hdf5", {**demonstration(), **marked})
+    assert convert(capsys, file, tmp_path / "out")[0] == 0
+    assert Dataset(tmp_path / "out").successes == (success,)
+
+
 def test_a_frame_that_only_moves_the_gripper_stays(tmp_path, capsys):
     demo = demonstration()
     demo["actions"][5, :6] = 0  # the gripper closes here

@@ -58,3 +58,20 @@ def test_several_instructions_without_a_split_are_refused(tmp_path, capsys, m):
     streams = standard(m, 1.0)
     streams["/instruction"].append((0.6, m.data("String", "something else")))
     assert "--split" in refused(capsys, tmp_path / "out", write_bag(tmp_path / "bag", m, streams))
+
+
+def test_success_is_what_was_recorded_of_each_episode_or_unknown(tmp_path, capsys, m):
+    """The last value from an episode's beginning to that of the next counts: it is often given after the end."""
+    streams = standard(m, 4.0)
+    rows = [(0.3, "a"), (0.9, ""), (1.2, "b"), (1.8, ""), (2.2, "c"), (2.8, ""), (3.2, "d"), (3.7, "")]
+    streams["/episode"] = [(t, m.data("String", text)) for t, text in rows]
+    told = [(0.1, True), (0.5, True), (1.0, False), (1.3, False), (1.9, True), (3.1, True), (3.3, False)]
+    streams["/success"] = [(t, m.data("Bool", value)) for t, value in told]
+    bag = write_bag(tmp_path / "bag", m, streams)
+    code, result, err = convert(capsys, bag, tmp_path / "out", "--split", "episode")
+    assert code == 0, err
+    assert Dataset(tmp_path / "out").successes == (False, True, True, False)
+    assert result["successes"] == {"succeeded": 2, "failed": 2, "unknown": 0}
+    del streams["/success"]
+    assert convert(capsys, write_bag(tmp_path / "silent", m, streams), tmp_path / "other", "--split", "episode")[0] == 0
+    assert Dataset(tmp_path / "other").successes == (None,) * 4

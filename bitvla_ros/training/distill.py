@@ -58,6 +58,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         output,
         seed=arguments.seed,
         augment=not arguments.no_augmentation,
+        failures=arguments.failures,
         objective=Distillation(teacher.vision, student.vision),
         settings={"teacher": teacher.model_hash, "gamma": GAMMA},
     )
@@ -66,7 +67,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any]) -> None:
-    print(f"{result['steps']} steps on {result['episodes']} episodes, {result['samples_per_second']:.0f} samples/s")
+    from .runs import show_episodes
+
+    show_episodes(result)
     words = {"loss": "loss", "task": "of the task", "hidden": "hidden states apart", "validation_l1": "validation l1"}
     for name, text in words.items():
         if result.get(name) is not None:

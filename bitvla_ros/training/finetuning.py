@@ -46,6 +46,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gradient-checkpointing", action="store_true", help="less memory, a third more time")
     parser.add_argument("--compile", action="store_true", help="fuse small operations: faster after the first minute; needs a C++ compiler")
     parser.add_argument("--no-augmentation", action="store_true", help="train on pictures as they are: cameras and light never change")
+    parser.add_argument("--failures", action="store_true", help="train on demonstrations that failed too")
     parser.add_argument("--seed", type=NATURAL, default=0, help="of weights, order and augmentation (default: %(default)s)")
     parser.add_argument("--workers", type=NATURAL, default=1, help="processes that prepare images ahead (default: %(default)s)")
     parser.add_argument("--threads", type=COUNT, help="of torch on the CPU (default: one a core)")
@@ -72,13 +73,16 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         Path(arguments.output),
         seed=arguments.seed,
         augment=not arguments.no_augmentation,
+        failures=arguments.failures,
         approach=arguments.approach,
         settings={"start": arguments.start, "full_precision": arguments.full_precision},
     )
 
 
 def show(result: dict[str, Any]) -> None:
-    print(f"{result['steps']} steps on {result['episodes']} episodes, {result['samples_per_second']:.0f} samples/s")
+    from .runs import show_episodes
+
+    show_episodes(result)
     for name in ("loss", "validation_l1", "validation_translation", "validation_rotation", "validation_gripper"):
         if result.get(name) is not None:
             print(f"  {name.replace('_', ' '):24} {result[name]:.4f}")

@@ -16,7 +16,8 @@ from .statistics import dataset_statistics
 class JoinedDataset:
     """The episodes of one dataset after those of another; the members are those of a Dataset that training needs.
 
-    name: of the first dataset. statistics: of all frames together. source: of each dataset. convention: what any of them states.
+    name: of the first dataset. statistics: of all frames together, but those of failures. source: of each dataset.
+    convention: what any of them states.
     """
 
     def __init__(self, datasets: Sequence[Dataset]) -> None:
@@ -38,11 +39,13 @@ class JoinedDataset:
         self._starts = np.concatenate([[0], np.cumsum([len(dataset) for dataset in datasets])])
         self.name, self.fps, self.cameras = first.name, first.fps, first.cameras
         self.tasks = tuple(dict.fromkeys(task for dataset in datasets for task in dataset.tasks))
+        self.successes = tuple(success for dataset in datasets for success in dataset.successes)
         self.lengths = tuple(length for dataset in datasets for length in dataset.lengths)
         self.source = {str(dataset.path): dataset.source for dataset in datasets}
         self._episodes = [(dataset, i) for dataset in datasets for i in range(len(dataset.lengths))]
         numbers = [self.numbers(i) for i in range(len(self._episodes))]
-        self.statistics = dataset_statistics([actions for actions, _ in numbers], [states for _, states in numbers])
+        kept = [pair for pair, success in zip(numbers, self.successes, strict=True) if success is not False] or numbers
+        self.statistics = dataset_statistics([actions for actions, _ in kept], [states for _, states in kept])
 
     def __len__(self) -> int:
         return int(self._starts[-1])

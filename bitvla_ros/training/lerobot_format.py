@@ -91,7 +91,8 @@ class Columns:
         numbers, constant = np.arange(len(actions)), np.ones(len(actions), np.int64)
         values: dict[str, NDArray[Any]] = {STATE: state, ACTION: actions}
         if others is not None:
-            values |= {OTHER_TASKS: others[0], OTHER_ACTIONS: others[1].reshape(len(actions), -1)}
+            tasks = others[0] if others[0].shape[1] > 1 else others[0][:, 0]  # LeRobot takes a feature of one number for no list
+            values |= {OTHER_TASKS: tasks, OTHER_ACTIONS: others[1].reshape(len(actions), -1)}
         values["timestamp"] = (numbers / fps).astype(np.float32)
         values |= zip(INDICES, (numbers, episode * constant, first + numbers, task * constant), strict=True)
         return cls(values, tuple(roles))
@@ -181,8 +182,11 @@ def read_counterfactuals(path: str, frames: int, action: int) -> tuple[NDArray[n
 
 def counterfactuals_of(table: pa.Table, action: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Tasks, int64 [T, N], and actions, float32 [T, N, K, A], of a table that has both columns."""
+    import pyarrow as pa
+
+    columns = [table.column(name).combine_chunks() for name in (OTHER_TASKS, OTHER_ACTIONS)]
     tasks, actions = (
-        table.column(name).combine_chunks().flatten().to_numpy(zero_copy_only=False) for name in (OTHER_TASKS, OTHER_ACTIONS)
+        (column if pa.types.is_integer(column.type) else column.flatten()).to_numpy(zero_copy_only=False) for column in columns
     )
     tasks = tasks.reshape(table.num_rows, -1)
     return tasks.astype(np.int64), actions.reshape(*tasks.shape, -1, action).astype(np.float32)
