@@ -47,6 +47,7 @@ if ! [ -x "$folder/bin/python" ]; then
 fi
 if [ "$kind" = lerobot ]; then
   say "Installing LeRobot with a torch of its own: 3 GB, unless TORCH_INDEX names an index with a CPU build"
+  "$folder/bin/python" -m pip install --quiet --upgrade pip
   "$folder/bin/python" -m pip install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} --group lerobot
   touch "$folder/complete"
   say "$folder is ready."

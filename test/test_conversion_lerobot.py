@@ -36,8 +36,8 @@ def shade(episode: int, frame: int) -> int:
     return 20 + 11 * (sum(LENGTHS[:episode]) + frame)
 
 
-def pictures(episode: int) -> list[np.ndarray]:
-    return [np.full((SIZE, SIZE, 3), shade(episode, i), np.uint8) for i in range(LENGTHS[episode])]
+def pictures(episode: int, size: int = SIZE) -> list[np.ndarray]:
+    return [np.full((size, size, 3), shade(episode, i), np.uint8) for i in range(LENGTHS[episode])]
 
 
 def write_video(path: Path, frames: list[np.ndarray], codec: str = "libx264") -> None:
@@ -53,7 +53,7 @@ def write_video(path: Path, frames: list[np.ndarray], codec: str = "libx264") ->
     writer.close()
 
 
-def rows(episode: int, *, pictured: bool) -> dict[str, Any]:
+def rows(episode: int, *, pictured: bool, size: int = SIZE) -> dict[str, Any]:
     state, actions = numbers(episode)
     length = len(state)
     columns: dict[str, Any] = {
@@ -67,14 +67,14 @@ def rows(episode: int, *, pictured: bool) -> dict[str, Any]:
     }
     if pictured:
         columns["observation.images.scene"] = pa.array(
-            [{"bytes": png(image), "path": f"{i}.png"} for i, image in enumerate(pictures(episode))]
+            [{"bytes": png(image), "path": f"{i}.png"} for i, image in enumerate(pictures(episode, size))]
         )
     return columns
 
 
-def write(root: Path, version: str, *, video: bool, **change: Any) -> Path:
-    """A dataset by hand. change: of info.json."""
-    kind = {"dtype": "video" if video else "image", "shape": [SIZE, SIZE, 3], "names": ["height", "width", "channels"]}
+def write(root: Path, version: str, *, video: bool, size: int = SIZE, **change: Any) -> Path:
+    """A dataset by hand. size: of its pictures, not of videos. change: of info.json."""
+    kind = {"dtype": "video" if video else "image", "shape": [size, size, 3], "names": ["height", "width", "channels"]}
     features = {
         "observation.images.scene": kind,
         "observation.state": {"dtype": "float32", "shape": [8], "names": None},
@@ -96,7 +96,7 @@ def write(root: Path, version: str, *, video: bool, **change: Any) -> Path:
     }
     (root / "meta").mkdir(parents=True)
     (root / "meta/info.json").write_text(json.dumps(info))
-    tables = [pa.table(rows(i, pictured=not video)) for i in range(len(LENGTHS))]
+    tables = [pa.table(rows(i, pictured=not video, size=size)) for i in range(len(LENGTHS))]
     tasks = sorted(set(TASKS))
     if new:
         (root / "data/chunk-000").mkdir(parents=True)

@@ -69,6 +69,17 @@ def test_it_opens_what_convert_writes(tmp_path: Path, capsys: pytest.CaptureFixt
     is_all_there(Dataset(tmp_path / "converted"), opened(tmp_path / "converted", tmp_path))
 
 
+@pytest.mark.parametrize("codec", ["av1", "h264"])
+def test_it_opens_what_convert_writes_as_videos(tmp_path: Path, capsys: pytest.CaptureFixture[str], codec: str) -> None:
+    lerobot("write", tmp_path / "in", "images")
+    code, _, err = convert(capsys, tmp_path / "in", tmp_path / "filmed", *OPTIONS, "--video", codec)
+    assert code == 0, err
+    seen = opened(tmp_path / "filmed", tmp_path)
+    pictures = np.concatenate([numbers(i)[0] for i in range(len(LENGTHS))])
+    assert np.abs(seen["observation.images.scene"].astype(int) - pictures).max() <= 3
+    assert seen["counted"].tolist() == [FPS, len(LENGTHS), sum(LENGTHS)]
+
+
 @pytest.mark.parametrize("kind", ["images", "videos"])
 def test_what_it_wrote_comes_back_unchanged(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
     lerobot("write", tmp_path / "in", kind)

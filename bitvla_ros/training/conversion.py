@@ -15,6 +15,7 @@ from ..arguments import COUNT, POSITIVE, require_read
 from ..stated import agreed
 from .left_out import LeftOut
 from .sources.lerobot_actions import ACTIONS, ROTATIONS, Declared
+from .video_files import CODECS
 
 if TYPE_CHECKING:
     from .dataset import DatasetWriter, Episode
@@ -107,6 +108,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     rotations = f"where the features' names do not say it. {choices}"
     other.add_argument("--action-rotation", choices=tuple(ROTATIONS), default="", help=f"LeRobot: the actions' rotations, {rotations}")
     other.add_argument("--state-rotation", choices=tuple(ROTATIONS), default="", help="LeRobot: the same of the state")
+    kept = "keep pictures as videos: small, to share and archive, not to train on (default: PNG)"
+    parser.add_argument("--video", choices=tuple(CODECS), default="", help=kept)
     parser.add_argument("--skip-bad", action="store_true", help="leave out recordings and episodes that cannot be converted, and say which")
 
 
@@ -275,7 +278,7 @@ def _write(
                 source = {"converted_from": found.kind, **({"original": found.origin} if found.origin else {})}
                 name = arguments.name or Path(arguments.out).resolve().name
                 described: dict[str, Any] = {"robot_type": found.robot, "source": source, "convention": episode.convention}
-                writer = DatasetWriter(folder, found.fps, cameras, name=name, **described)
+                writer = DatasetWriter(folder, found.fps, cameras, name=name, video=arguments.video, **described)
             try:
                 writer.add(episode)
             except DatasetNotWritten:

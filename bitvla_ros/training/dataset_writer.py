@@ -22,6 +22,7 @@ from ..action_convention import KEY, UNKNOWN, ActionConvention
 from . import lerobot_format as layout
 from .episode import Counterfactuals, DatasetError, DatasetNotWritten, Episode, Pictures, Rows, check
 from .statistics import dataset_statistics
+from .video_files import check_size, feature, write_video
 
 _TOGETHER = 32  # frames that are encoded and written together
 _ENCODERS = os.cpu_count() or 1
@@ -40,9 +41,11 @@ class DatasetWriter:
         robot_type: str = "panda",
         source: Mapping[str, Any] | None = None,
         convention: ActionConvention = UNKNOWN,
+        video: str = "",
     ) -> None:
         """fps: frames a second, the control rate. cameras: role -> (height, width). name: key of its normalisation statistics.
         source: how it was made, for info.json; whatever JSON can hold. convention: what the numbers of every episode mean.
+        video: codec (av1, h264) of pictures that are kept as videos; "": as PNG, which alone can be trained on.
 
         Raises DatasetError for a folder that holds something else, or a dataset begun with other arguments."""
         self.path = Path(path)
@@ -62,7 +65,11 @@ class DatasetWriter:
                 }
             )
         )
-        self._cameras, self._convention = dict(cameras), convention
+        if video:
+            self._settings["video"] = video
+            for role, pixels in cameras.items():
+                check_size(role, pixels)
+        self._cameras, self._convention, self._video = dict(cameras), convention, video
         self._records: list[dict[str, Any]] = []  # of each episode: task, seed, success, length, stats
         self._tasks: list[str] = []
         self._actions: list[NDArray[np.float32]] = []
@@ -111,7 +118,7 @@ class DatasetWriter:
             record["other_tasks"] = list(others.tasks)
         tasks = list(dict.fromkeys([*self._tasks, episode.task, *record.get("other_tasks", ())]))
         columns = layout.Columns.of(
-            tuple(self._cameras),
+            () if self._video else tuple(self._cameras),
             state,
             actions,
             fps=self._settings["fps"],
@@ -124,9 +131,14 @@ class DatasetWriter:
         partial = _partial(file)
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
+            pictures = self._write_videos(index, episode.images, len(actions)) if self._video else {}
             with layout.EpisodeFile(str(partial), columns) as written:
+                if self._video:
+                    written.write({}, len(actions))
+                else:
+                    pictures = _write_frames(written, episode.images, self._cameras, len(actions))
                 record["stats"] = {
-                    **_write_frames(written, episode.images, self._cameras, len(actions)),
+                    **pictures,
                     layout.STATE: layout.number_statistics(state),
                     layout.ACTION: layout.number_statistics(actions),
                 }
@@ -138,6 +150,18 @@ class DatasetWriter:
             partial.unlink(missing_ok=True)
         self._remember(record, state, actions, size)
         return index
+
+    def _write_videos(self, index: int, images: Mapping[str, Pictures], length: int) -> dict[str, dict[str, Any]]:
+        """Before the episode's own file, which says that all is there. Returns the statistics of each camera's pictures."""
+        found = {}
+        for role, size in self._cameras.items():
+            statistics = layout.PictureStatistics(length)
+            file = self.path / layout.video_path(index, role)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_video(_partial(file), _counted(images[role], statistics), size, self._settings["fps"], self._video)
+            _partial(file).replace(file)
+            found[layout.IMAGES + role] = statistics.result()
+        return found
 
     def close(self) -> None:
         """Write meta/ and the statistics of what is there. Raises DatasetError where no episode is."""
@@ -156,8 +180,8 @@ class DatasetWriter:
             "fps": settings["fps"],
             "splits": {"train": f"0:{count}"},
             "data_path": layout.DATA,
-            "video_path": None,
-            "features": layout.features(self._cameras, self._states[0].shape[1], self._actions[0].shape[1], self._others),
+            "video_path": layout.VIDEO if self._video else None,
+            "features": self._features(),
             "source": settings["source"],
             KEY: settings[KEY],
         }
@@ -168,6 +192,11 @@ class DatasetWriter:
         _write(self.path / layout.LEROBOT_STATISTICS, _json(self._lerobot_statistics()), "LeRobot's statistics")
         _write(self.path / layout.STATISTICS, _json(statistics), "the statistics")
         _write(self.path / layout.INFO, _json(info), "info.json")  # last: it makes a dataset of the rest
+
+    def _features(self) -> dict[str, Any]:
+        features = layout.features(self._cameras, self._states[0].shape[1], self._actions[0].shape[1], self._others)
+        filmed = self._cameras.items() if self._video else ()
+        return features | {layout.IMAGES + role: feature(self._video, size, self._settings["fps"]) for role, size in filmed}
 
     def _statistics(self) -> dict[str, Any]:
         """Of what is trained on: failures count only where nothing else is."""
@@ -188,9 +217,14 @@ class DatasetWriter:
             **{f"meta/episodes/{name}": [0] * len(self._records) for name in ("chunk_index", "file_index")},
             **{name: [record[name] for record in self._records] for name in ("seed", "success")},
         }
-        for feature, values in self._records[0]["stats"].items():
+        for role in self._cameras if self._video else ():
+            key = f"videos/{layout.IMAGES}{role}"
+            columns |= {f"{key}/{name}": [place[name] for place in places] for name in ("chunk_index", "file_index")}
+            columns[f"{key}/from_timestamp"] = [0.0] * len(places)
+            columns[f"{key}/to_timestamp"] = [record["length"] / self._settings["fps"] for record in self._records]
+        for key, values in self._records[0]["stats"].items():
             for name in values:
-                columns[f"stats/{feature}/{name}"] = [record["stats"][feature][name] for record in self._records]
+                columns[f"stats/{key}/{name}"] = [record["stats"][key][name] for record in self._records]
         return columns
 
     def _lerobot_statistics(self) -> dict[str, Any]:
@@ -256,6 +290,12 @@ def _write_frames(
         for pictures in encoded.values():
             next(pictures, None)  # whoever gives them may have to say that there are more than there should be
     return {layout.IMAGES + role: found.result() for role, found in statistics.items()}
+
+
+def _counted(pictures: Pictures, statistics: layout.PictureStatistics) -> Iterator[NDArray[np.uint8]]:
+    for picture in pictures:
+        statistics.add(picture)
+        yield picture
 
 
 def _encoded(pool: ThreadPoolExecutor, pictures: Pictures, statistics: layout.PictureStatistics) -> Iterator[bytes]:

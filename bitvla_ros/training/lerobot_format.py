@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 VERSION, OLD_VERSION = "v3.0", "v2.1"
 EPISODES_A_FOLDER = 1000
 DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+VIDEO = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 INFO, TASKS, EPISODES, EPISODES_FILE = "meta/info.json", "meta/tasks.parquet", "meta/episodes", "chunk-000/file-000.parquet"
 LEROBOT_STATISTICS = "meta/stats.json"
 OLD_TASKS, OLD_EPISODES = "meta/tasks.jsonl", "meta/episodes.jsonl"
@@ -43,6 +44,10 @@ def place(episode: int) -> dict[str, int]:
 
 def data_path(episode: int) -> str:
     return DATA.format(**place(episode))
+
+
+def video_path(episode: int, role: str) -> str:
+    return VIDEO.format(video_key=IMAGES + role, **place(episode))
 
 
 def features(cameras: Mapping[str, tuple[int, int]], state: int, action: int, others: tuple[int, int] = (0, 0)) -> dict[str, Any]:
