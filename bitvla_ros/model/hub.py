@@ -94,7 +94,7 @@ def _is_answer(error: Exception) -> bool:
 
 def _failure(repository: Repository, *errors: Exception) -> CheckpointError:
     reasons = "; ".join(map(one_line, errors))
-    if any("timeout" in type(error).__name__.lower() for error in errors):
+    if any("timeout" in type(error).__name__.lower() or "timed out" in str(error).lower() for error in errors):
         reasons = f"the transfer stalled for {_timeout():g} s ({reasons}). Run it again, it goes on where it stopped"
     return CheckpointError(
         f"there is no directory {repository}, and it could not be downloaded from Hugging Face: {reasons}. "
