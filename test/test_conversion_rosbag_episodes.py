@@ -75,3 +75,7 @@ def test_success_is_what_was_recorded_of_each_episode_or_unknown(tmp_path, capsy
     del streams["/success"]
     assert convert(capsys, write_bag(tmp_path / "silent", m, streams), tmp_path / "other", "--split", "episode")[0] == 0
     assert Dataset(tmp_path / "other").successes == (None,) * 4
+    for name in ("/gripper/success", "/planner/success"):  # of something else
+        streams[name] = [(t, m.data("Bool", value)) for t, value in told]
+    assert convert(capsys, write_bag(tmp_path / "foreign", m, streams), tmp_path / "foreign_out", "--split", "episode")[0] == 0
+    assert Dataset(tmp_path / "foreign_out").successes == (None,) * 4

@@ -118,7 +118,7 @@ class _Run:
         try:
             streams = _read(bag, self.options, self.say)
             intervals = list(_intervals(bag, streams, self.options))
-            judgements = _judgements(bag)
+            judgements = _judgements(bag, self.options.joints)
         except ConversionError as error:
             self.left_out.add(str(bag.path), error)
             return
@@ -139,9 +139,14 @@ class _Run:
             yield where, replace(episode, success=_judgement(judgements, start, after))
 
 
-def _judgements(bag: Bag) -> list[tuple[int, bool]]:
-    """Time (ns, on the clock of the headers) and value of every message on `success`, where it was recorded."""
-    topic = bag.find("success", ("std_msgs/Bool",), "success", required=False)
+def _judgements(bag: Bag, joints: str) -> list[tuple[int, bool]]:
+    """Time (ns, on the clock of the headers) and value of every message on `success`, in the namespace of the joint states or in none.
+    Others of that name are somebody else's."""
+    found = bag.find(joints, ("sensor_msgs/JointState",), "joint states (--joints)")
+    namespace = found.rpartition("/")[0].lstrip("/")
+    wanted = {f"{namespace}/success".lstrip("/"), "success"}
+    topics = [topic for topic, kind in bag.types.items() if topic.lstrip("/") in wanted and kind == "std_msgs/Bool" and bag.count(topic)]
+    topic = max(topics, key=len, default="")
     pairs = [(received, bool(message.data)) for received, message in bag.messages(topic)] if topic else []
     times = bag.clock(np.array([received for received, _ in pairs], np.int64)) if pairs else ()
     return [(int(time), value) for time, (_, value) in zip(times, pairs, strict=True)]
