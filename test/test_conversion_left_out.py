@@ -54,8 +54,9 @@ def test_a_bad_bag_of_several_is_left_out(tmp_path, capsys, m):
     assert [Path(found["where"]).parts[-1] for found in left_out] == ["b"] and "no readable rosbag2" in left_out[0]["why"]
 
 
+@pytest.mark.parametrize("options", [(), ("--video", "h264")], ids=["png", "video"])
 @pytest.mark.parametrize("fault", ["damaged picture", "no pose", "gap"])
-def test_a_bad_episode_is_left_out_wholly(tmp_path, capsys, m, fault):
+def test_a_bad_episode_is_left_out_wholly(tmp_path, capsys, m, fault, options):
     """A damaged picture is met when others of its episode have been written already."""
     good, bad = one_camera(m), one_camera(m)
     if fault == "damaged picture":
@@ -67,13 +68,15 @@ def test_a_bad_episode_is_left_out_wholly(tmp_path, capsys, m, fault):
         del bad["/end_effector_pose"]
     else:
         bad["/joint_states"] = [(t, x) for t, x in bad["/joint_states"] if not 0.3 < t < 0.7]
-    bags = [write_bag(tmp_path / "bad", m, bad), write_bag(tmp_path / "good", m, good)]
-    refused(capsys, tmp_path / "out", *bags)
-    dataset, left_out = skipped(capsys, tmp_path / "out", *bags)
-    assert len(dataset.lengths) == 1 and len(left_out) == 1 and "bad" in left_out[0]["where"]
+    bags = [write_bag(tmp_path / "good", m, good), write_bag(tmp_path / "wrong", m, bad)]
+    refused(capsys, tmp_path / "out", *bags, *options)
+    code, result, err = convert(capsys, *bags, tmp_path / "out", "--skip-bad", *options)
+    assert code == 0, err
+    left_out = result["left_out"]
+    assert result["episodes"] == 1 and len(left_out) == 1 and "wrong" in left_out[0]["where"]
     if fault == "damaged picture":
         assert "frame 10" in left_out[0]["why"] and "wrist" in left_out[0]["why"]
-    assert not list((tmp_path / "out").rglob("*.partial"))
+    assert not [file for file in (tmp_path / "out").rglob("*") if "partial" in file.name or "file-001" in file.name]
 
 
 def test_where_nothing_is_left_it_is_an_error(tmp_path, capsys, m):

@@ -153,15 +153,19 @@ class DatasetWriter:
 
     def _write_videos(self, index: int, images: Mapping[str, Pictures], length: int) -> dict[str, dict[str, Any]]:
         """Before the episode's own file, which says that all is there. Returns the statistics of each camera's pictures."""
-        found = {}
-        for role, size in self._cameras.items():
-            statistics = layout.PictureStatistics(length)
-            file = self.path / layout.video_path(index, role)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_video(_partial(file), _counted(images[role], statistics), size, self._settings["fps"], self._video)
-            _partial(file).replace(file)
-            found[layout.IMAGES + role] = statistics.result()
-        return found
+        files = {role: self.path / layout.video_path(index, role) for role in self._cameras}
+        statistics = {role: layout.PictureStatistics(length) for role in self._cameras}
+        try:
+            for role, file in files.items():
+                file.parent.mkdir(parents=True, exist_ok=True)
+                pictures = _counted(images[role], statistics[role])
+                write_video(_partial(file), pictures, self._cameras[role], self._settings["fps"], self._video)
+            for file in files.values():
+                _partial(file).replace(file)
+        finally:
+            for file in files.values():
+                _partial(file).unlink(missing_ok=True)
+        return {layout.IMAGES + role: found.result() for role, found in statistics.items()}
 
     def close(self) -> None:
         """Write meta/ and the statistics of what is there. Raises DatasetError where no episode is."""
