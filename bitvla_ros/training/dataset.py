@@ -16,7 +16,7 @@ from ..action_convention import KEY, ActionConvention
 from . import lerobot_format as layout
 from .dataset_writer import DatasetWriter
 from .episode import Counterfactuals, DatasetError, Episode, Rows
-from .lerobot_index import open_index
+from .lerobot_index import check_info, open_index
 
 __all__ = ["Counterfactuals", "Dataset", "DatasetError", "DatasetWriter", "Episode"]
 
@@ -46,6 +46,7 @@ class Dataset:
         info = _json(self.path / layout.INFO, f"{self.path} is no dataset of the layout {layouts}, or it was not finished")
         if info["codebase_version"] not in _VERSIONS:
             raise DatasetError(f"{self.path} has the layout {info['codebase_version']!r}, expected {layouts}: use bitvla convert")
+        check_info(self.path, info)
         self.fps = float(info["fps"])
         self.source: dict[str, Any] = info.get("source", {})
         try:
@@ -170,7 +171,7 @@ class Dataset:
             encoded = {role: table.column(layout.IMAGES + role).combine_chunks().field("bytes") for role in self.cameras}
         except KeyError as error:
             raise DatasetError(f"episode {episode}: camera {str(error.args[0]).removeprefix(layout.IMAGES)} is missing") from error
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, AttributeError) as error:  # the last: a column of another type
             raise DatasetError(f"episode {episode}: {self._files[episode]} is damaged ({error})") from error
         self._encoded[episode] = encoded
         self._bytes += _size(encoded)

@@ -144,11 +144,13 @@ class Rows:
             state, actions = (_stack(layout.matrix(table, name), name, where) for name in (layout.STATE, layout.ACTION))
             numbers = {name: table.column(name).to_numpy() for name in columns[2:]}
             others = layout.read_counterfactuals(str(file), len(actions), actions.shape[1])
+            if strange := [name for name, column in numbers.items() if column.dtype.kind not in "iuf"]:
+                raise ValueError(f"{strange[0]} holds no numbers")
         except KeyError as error:
             raise DatasetError(f"{where}: {file} has no column {error.args[0]!r}") from error
         except DatasetError:
             raise
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError, AttributeError) as error:  # the last two: columns of other types
             raise DatasetError(f"{where}: {file} is damaged ({error})") from error
         expected = np.arange(len(actions))
         wanted = {"frame_index": expected, "index": first + expected, "episode_index": np.full(len(actions), index)}

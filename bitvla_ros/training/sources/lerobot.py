@@ -89,6 +89,9 @@ def read_lerobot(
             except (ConversionError, DatasetError) as error:
                 left_out.add(where, ConversionError(f"{where}: {error}"))
                 continue
+            except (KeyError, TypeError, ValueError, OverflowError) as error:  # of numpy's and pyarrow's, about columns of other types
+                left_out.add(where, ConversionError(f"{where}: its columns cannot be read ({type(error).__name__}: {error})"))
+                continue
             yield where, replace(episode, convention=_convention(path, info, meaning))
     say_clipped(meaning.clipped, meaning.frames, str(path), say)
     meaning.conclude()
@@ -185,7 +188,8 @@ def _success(table: Any, said: Mapping[str, Any]) -> bool | None:
 def _task(index: Index, table: Any) -> str:
     numbers = set(table.column("task_index").to_pylist())
     if len(numbers) != 1 or next(iter(numbers)) not in index.tasks:
-        raise ConversionError(f"its task_index is {sorted(numbers)}; expected one of meta/'s tasks ({sorted(index.tasks)})")
+        found = ", ".join(sorted(map(str, numbers)))
+        raise ConversionError(f"its task_index is {found}; expected one of meta/'s tasks ({sorted(index.tasks)})")
     return index.tasks[numbers.pop()].strip()
 
 
