@@ -138,6 +138,9 @@ def test_demonstrations_stay_in_order_over_files(tmp_path, capsys):
         ("scale", ["demo_1", "frame 3", "[-1, 1]"]),
         ("pictures", ["demo_1", "agentview_rgb", "uint8"]),
         ("noops", ["demo_1", "--keep-noops"]),
+        ("text", ["demo_1", "expected actions and obs/"]),
+        ("scalar", ["demo_1", "expected actions and obs/"]),
+        ("flat", ["demo_1", "expected actions and obs/"]),
     ],
 )
 def test_bad_demonstrations_are_refused_by_name(tmp_path, capsys, fault, words):
@@ -154,6 +157,12 @@ def test_bad_demonstrations_are_refused_by_name(tmp_path, capsys, fault, words):
         demo["actions"][3, 0] = 1.5
     elif fault == "pictures":
         demo["obs/agentview_rgb"] = demo["obs/agentview_rgb"].astype(np.float32)
+    elif fault == "text":
+        demo["actions"] = np.full(demo["actions"].shape, b"left")
+    elif fault == "scalar":
+        demo["obs/agentview_rgb"] = np.array(3)
+    elif fault == "flat":
+        demo["states"] = demo["states"][:, 0]
     else:
         demo["actions"][:] = [0, 0, 0, 0, 0, 0, -1]
     before = {path.name for path in tmp_path.iterdir()} | {"a_demo.hdf5"}

@@ -53,11 +53,11 @@ def read_libero(
                 where = f"{path}, {name}"
                 try:
                     episode, length = _episode(data[name], task, turn, keep_noops, shorter_side, say)
-                except (KeyError, OSError) as error:
-                    left_out.add(where, ConversionError(f"{where}: {error}; expected actions and obs/ as LIBERO writes them"))
-                    continue
                 except ConversionError as error:
                     left_out.add(where, ConversionError(f"{where}: {error}"))
+                    continue
+                except (KeyError, OSError, TypeError, ValueError, AttributeError, IndexError) as error:  # other types, shapes
+                    left_out.add(where, ConversionError(f"{where}: {error}; expected actions and obs/ as LIBERO writes them"))
                     continue
                 kept, total = kept + len(episode), total + length
                 yield where, episode
