@@ -19,7 +19,7 @@ pq = pytest.importorskip("pyarrow.parquet")
 FPS, SIZE = 10, 32
 LENGTHS = (6, 9, 4)
 TASKS = ("open the drawer", "close the drawer", "open the drawer")
-MEANING = ["--actions", "offsets", "--action-rotation", "axis-angle", "--state-rotation", "axis-angle"]
+MEANING = ["--action-kind", "offsets", "--action-rotation", "axis-angle", "--state-rotation", "axis-angle"]
 OPTIONS = [*MEANING, "--gripper-open", "-1", "--gripper-closed", "1"]
 
 

@@ -21,7 +21,7 @@ FPS, LENGTH = 10, 12
 GRIPPER = ["--gripper-open", 1, "--gripper-closed", 0]
 UNITS = ["--metres-per-unit", 0.02, "--radians-per-unit", 0.1]
 POSE = ["x", "y", "z", "roll", "pitch", "yaw"]
-OFFSETS = ["--actions", "offsets", "--action-rotation", "axis-angle"]
+OFFSETS = ["--action-kind", "offsets", "--action-rotation", "axis-angle"]
 AXIS_ANGLES = ["--state-rotation", "axis-angle"]
 
 
@@ -100,13 +100,13 @@ def test_joint_positions_are_refused_by_their_names(tmp_path, capsys, names):
 @pytest.mark.parametrize("names", [None, ["actions"], {"motors": None}])
 def test_what_nobody_says_is_asked_for(tmp_path, capsys, names):
     source = write(tmp_path / "in", *rows(), names=names, state_names=["state"])
-    assert "nobody says what its actions are. Give --actions offsets" in refused(capsys, source)
-    assert "give --action-rotation axis-angle" in refused(capsys, source, "--actions", "offsets")
+    assert "nobody says what its actions are. Give --action-kind offsets" in refused(capsys, source)
+    assert "give --action-rotation axis-angle" in refused(capsys, source, "--action-kind", "offsets")
     assert "give --state-rotation axis-angle" in refused(capsys, source, *OFFSETS)
-    error = refused(capsys, source, "--actions", "metres", "--action-rotation", "euler", *AXIS_ANGLES)
+    error = refused(capsys, source, "--action-kind", "metres", "--action-rotation", "euler", *AXIS_ANGLES)
     assert "needs --metres-per-unit and --radians-per-unit" in error
     assert "needs --metres-per-unit" in refused(
-        capsys, source, "--actions", "metres", "--action-rotation", "euler", *AXIS_ANGLES, "--metres-per-unit", 0.02
+        capsys, source, "--action-kind", "metres", "--action-rotation", "euler", *AXIS_ANGLES, "--metres-per-unit", 0.02
     )
 
 
@@ -125,14 +125,14 @@ def test_offsets_stay_as_they_are_and_their_units_are_unknown_or_as_given(tmp_pa
 def test_offsets_that_look_like_metres_are_said(tmp_path, capsys):
     """Metres a step with a largest translation of 0.015 are 1.5 % of full scale."""
     _, err = converted(capsys, write(tmp_path / "in", *rows(scale=0.015)), *OFFSETS, *AXIS_ANGLES)
-    assert "the largest translation is 0.015 of full scale: are these metres a step? Then give --actions metres" in err
+    assert "the largest translation is 0.015 of full scale: are they metres a step? Give --action-kind metres" in err
 
 
 def test_metres_and_euler_angles_a_step_become_units_and_axis_angles(tmp_path, capsys):
     state, actions = rows(scale=0.019)
     actions[:, 3:6] *= 4  # up to 0.076 rad
     source = write(tmp_path / "in", state, actions, names=[*POSE, "gripper"])
-    dataset, _ = converted(capsys, source, "--actions", "metres", *UNITS, *AXIS_ANGLES)
+    dataset, _ = converted(capsys, source, "--action-kind", "metres", *UNITS, *AXIS_ANGLES)
     made = dataset.episode(0).actions
     np.testing.assert_allclose(made[:, :3], actions[:, :3] / 0.02, atol=1e-6)
     for row, given in zip(made, actions, strict=True):
@@ -143,13 +143,13 @@ def test_metres_and_euler_angles_a_step_become_units_and_axis_angles(tmp_path, c
 
 
 def test_metres_that_cannot_be_are_refused(tmp_path, capsys):
-    options = ["--actions", "metres", *UNITS, "--action-rotation", "axis-angle", *AXIS_ANGLES]
+    options = ["--action-kind", "metres", *UNITS, "--action-rotation", "axis-angle", *AXIS_ANGLES]
     assert "m/s is no motion of an arm" in refused(capsys, write(tmp_path / "in", *rows()), *options)
 
 
 def test_what_lies_beyond_full_scale_is_clipped_and_said(tmp_path, capsys):
     source = write(tmp_path / "in", *rows(scale=0.04), names=[*POSE, "gripper"])
-    dataset, err = converted(capsys, source, "--actions", "metres", *UNITS, *AXIS_ANGLES)
+    dataset, err = converted(capsys, source, "--action-kind", "metres", *UNITS, *AXIS_ANGLES)
     assert "clipped to [-1, 1]" in err and np.abs(dataset.episode(0).actions[:, :3]).max() == 1.0
 
 
@@ -161,8 +161,8 @@ def test_absolute_poses_are_differenced_only_when_asked(tmp_path, capsys, names)
     state[:, :6], actions[:, :6] = poses[:-1], poses[1:]  # the target of a step is where it leads
     source = write(tmp_path / "in", state, actions, names=names, state_names=None if names is None else [*POSE, "pad", "gripper"])
     rotation = [] if names else ["--action-rotation", "axis-angle", *AXIS_ANGLES]
-    assert "no motion of an arm" in refused(capsys, source, "--actions", "metres", *UNITS, *rotation)
-    dataset, _ = converted(capsys, source, "--actions", "poses", *UNITS, *rotation)
+    assert "no motion of an arm" in refused(capsys, source, "--action-kind", "metres", *UNITS, *rotation)
+    dataset, _ = converted(capsys, source, "--action-kind", "poses", *UNITS, *rotation)
     made = dataset.episode(0).actions
     np.testing.assert_allclose(made[:, :3], np.diff(poses, axis=0)[:, :3] / 0.02, atol=1e-5)
     as_matrix = euler if names else axis_angle
@@ -171,7 +171,7 @@ def test_absolute_poses_are_differenced_only_when_asked(tmp_path, capsys, names)
 
 
 def test_offsets_are_no_poses(tmp_path, capsys):
-    options = ["--actions", "poses", *UNITS, "--action-rotation", "axis-angle", *AXIS_ANGLES]
+    options = ["--action-kind", "poses", *UNITS, "--action-rotation", "axis-angle", *AXIS_ANGLES]
     assert "from the measured position, so these are no absolute poses" in refused(capsys, write(tmp_path / "in", *rows()), *options)
 
 

@@ -112,7 +112,7 @@ BAGS = (
     "--gripper-scale 1 1, --gripper-offset 0 0"
 )
 UNITS = "--metres-per-unit 1, --radians-per-unit 1, --orientation-branch 1 0 0 0"
-LEROBOT = "--state s, --action a, --actions offsets, --action-rotation euler, --state-rotation euler"
+LEROBOT = "--state s, --action a, --action-kind offsets, --action-rotation euler, --state-rotation euler"
 LIBERO = "--keep-noops"
 PICTURES = "--camera scene=x"
 GRIPPER = "--gripper-open 1 --gripper-closed 0"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..arguments import COUNT, POSITIVE, require_read
 from ..stated import agreed
 from .left_out import LeftOut
-from .sources.lerobot_actions import ACTIONS, ROTATIONS, Declared
+from .sources.lerobot_actions import KINDS, ROTATIONS, Declared
 from .video_files import CODECS
 
 if TYPE_CHECKING:
@@ -28,9 +28,10 @@ EXAMPLES = """\
   bitvla convert session.mcap picks --split task --camera scene=/front/color/image_raw --tf panda_link0 panda_hand
   bitvla convert teleop/ picks --profile fr3_crisp --instruction "pick up the red block"   a folder of bags, of an arm that has a profile
   bitvla convert libero_object/*.hdf5 libero-object                 LIBERO's demonstrations
-  bitvla convert lerobot-libero mine --actions offsets --action-rotation axis-angle --state-rotation axis-angle --gripper-open -1 \\
+  bitvla convert lerobot-libero mine --action-kind offsets --action-rotation axis-angle --state-rotation axis-angle --gripper-open -1 \\
       --gripper-closed 1 --camera scene=image --camera wrist=wrist_image
-  bitvla convert lerobot-bridge mine --actions metres --metres-per-unit 0.02 --radians-per-unit 0.1 --gripper-open 1 --gripper-closed 0"""
+  bitvla convert lerobot-bridge mine --action-kind metres --metres-per-unit 0.02 --radians-per-unit 0.1 \\
+      --gripper-open 1 --gripper-closed 0"""
 
 DEFAULT_HZ = 20.0  # of teleoperated recordings: the rate of the published policies
 DEFAULT_ROBOT = "panda"
@@ -38,7 +39,7 @@ _OUTCOMES = {True: "succeeded", False: "failed", None: "unknown"}
 
 _MOTION = ("profile", "pose", "tf", "joints", "command", "command_frame", "split", "max_gap", "stamps")
 _UNITS = ("metres_per_unit", "radians_per_unit")
-_MEANING = ("actions", "action_rotation", "state_rotation")
+_MEANING = ("action_kind", "action_rotation", "state_rotation")
 _GRIPPER = ("gripper", "gripper_joints", "gripper_scale", "gripper_offset", "orientation_branch")
 READ = {
     "rosbag2": (*_MOTION, *_UNITS, *_GRIPPER, "camera", "gripper_open", "gripper_closed"),
@@ -89,21 +90,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="header",
         help="when a message was captured: by its header or, where drivers leave that empty, when it was received (default: %(default)s)",
     )
-    bags.add_argument(
-        "--metres-per-unit", type=POSITIVE, default=0.0135, help="motion of a full-scale action in one step (default: %(default)s)"
-    )
-    bags.add_argument("--radians-per-unit", type=POSITIVE, default=0.07, help="the same for rotation (default: %(default)s)")
     same = "as the policy node's parameter"
     bags.add_argument("--gripper-joints", nargs="+", default=["panda_finger_joint1", "panda_finger_joint2"], metavar="JOINT", help=same)
     bags.add_argument("--gripper-scale", nargs=2, type=float, default=[1.0, 1.0], metavar=("A", "B"), help=same)
     bags.add_argument("--gripper-offset", nargs=2, type=float, default=[0.0, 0.0], metavar=("A", "B"), help=same)
-    bags.add_argument("--orientation-branch", nargs=4, type=float, metavar=("X", "Y", "Z", "W"), help=same + " (default: the first)")
+    both = parser.add_argument_group("rosbag2 and LeRobot")
+    both.add_argument(
+        "--metres-per-unit", type=POSITIVE, default=0.0135, help="motion of a full-scale action in one step (default: %(default)s)"
+    )
+    both.add_argument("--radians-per-unit", type=POSITIVE, default=0.07, help="the same for rotation (default: %(default)s)")
+    both.add_argument("--orientation-branch", nargs=4, type=float, metavar=("X", "Y", "Z", "W"), help=same + " (default: the first)")
     other = parser.add_argument_group("LIBERO and LeRobot")
     other.add_argument("--keep-noops", action="store_true", help="LIBERO: keep frames in which nothing is commanded")
     other.add_argument("--state", default="observation.state", help="LeRobot: feature of the state (default: %(default)s)")
     other.add_argument("--action", default="action", help="LeRobot: feature of the actions (default: %(default)s)")
-    choices = "; ".join(f"{name}: {what}" for name, what in ACTIONS.items())
-    other.add_argument("--actions", choices=tuple(ACTIONS), default="", help=f"LeRobot: what they are, where it is not ours. {choices}")
+    choices = "; ".join(f"{name}: {what}" for name, what in KINDS.items())
+    kinds = f"LeRobot: what its actions are, if bitvla did not write it. {choices}"
+    other.add_argument("--action-kind", choices=tuple(KINDS), default="", help=kinds)
     choices = "; ".join(f"{name}: {what}" for name, what in ROTATIONS.items())
     rotations = f"where the features' names do not say it. {choices}"
     other.add_argument("--action-rotation", choices=tuple(ROTATIONS), default="", help=f"LeRobot: the actions' rotations, {rotations}")
@@ -245,7 +248,7 @@ def _declared(arguments: argparse.Namespace) -> Declared:
     a = arguments
     metres, radians = (getattr(a, name) if name in a.given else None for name in _UNITS)
     branch = None if a.orientation_branch is None else tuple(a.orientation_branch)
-    return Declared(a.actions, a.action_rotation, a.state_rotation, metres, radians, branch)
+    return Declared(a.action_kind, a.action_rotation, a.state_rotation, metres, radians, branch)
 
 
 def _take_on(name: str, arguments: argparse.Namespace) -> None:

@@ -17,7 +17,7 @@ from ...policy.observation import quaternion_to_axis_angle
 from . import ConversionError
 from .alignment import Floats, continued, motion
 
-ACTIONS = {
+KINDS = {
     "offsets": "in [-1, 1], in units of the training controller, as LIBERO's",
     "metres": "metres and radians of motion a step",
     "poses": "absolute target poses, of which the motion a step is taken",
@@ -32,11 +32,11 @@ _EULER, _AXIS_ANGLE = re.compile(r"roll|pitch|yaw"), re.compile(r"axis_?angle|ro
 
 @dataclass(frozen=True)
 class Declared:
-    """What the options say; "" where they do not. actions: of ACTIONS. action_rotation, state_rotation: of ROTATIONS.
+    """What the options say; "" where they do not. kind: of KINDS. action_rotation, state_rotation: of ROTATIONS.
     metres_per_unit, radians_per_unit: motion of a full-scale action in one step, None where nobody said. orientation_branch: of states
     in Euler angles; None: that of the first."""
 
-    actions: str = ""
+    kind: str = ""
     action_rotation: str = ""
     state_rotation: str = ""
     metres_per_unit: float | None = None
@@ -80,40 +80,40 @@ class Meaning:
                     f"{name} holds joint positions by its names ({', '.join(joints)}): expected the end effector. Make a dataset of poses "
                     "with the arm's forward kinematics first, or name other features with --action and --state"
                 )
-        self.actions = "offsets" if ours else declared.actions
-        if ours and declared.actions not in ("", "offsets"):
-            raise ConversionError(f"bitvla wrote this dataset: its actions are offsets, not {declared.actions}; leave --actions out")
-        if not self.actions:
-            choices = "; ".join(f"--actions {name}: {what}" for name, what in ACTIONS.items())
+        self.kind = "offsets" if ours else declared.kind
+        if ours and declared.kind not in ("", "offsets"):
+            raise ConversionError(f"bitvla wrote this dataset: its actions are offsets, not {declared.kind}; leave --action-kind out")
+        if not self.kind:
+            choices = "; ".join(f"--action-kind {name}: {what}" for name, what in KINDS.items())
             raise ConversionError(f"nobody says what its actions are. Give {choices}")
         self.action_rotation = _rotation(action, features[action], declared.action_rotation, "--action-rotation", say)
         self.state_rotation = _rotation(state, features[state], declared.state_rotation, "--state-rotation", say)
         units = declared.metres_per_unit, declared.radians_per_unit
-        if self.actions != "offsets" and None in units:
+        if self.kind != "offsets" and None in units:
             needed = "--metres-per-unit and --radians-per-unit, as the arm's controller has them"
-            raise ConversionError(f"--actions {self.actions} needs {needed}")
+            raise ConversionError(f"--action-kind {self.kind} needs {needed}")
         self.metres_per_unit, self.radians_per_unit = units
         self.branch = declared.orientation_branch
         self.clipped = self.frames = 0
         self.largest = 0.0
         self._fps, self._say = fps, say
         if not ours:
-            say(f"actions: {ACTIONS[self.actions]}; rotations as {ROTATIONS[self.action_rotation]}; the state's as {self.state_rotation}")
+            say(f"actions: {KINDS[self.kind]}; rotations as {ROTATIONS[self.action_rotation]}; the state's as {self.state_rotation}")
 
     def convert(self, state: Floats, actions: Floats) -> tuple[Floats, Floats]:
         """State [T, 8] with its rotation as axis-angle, and offsets [T, 6] in [-1, 1]. actions: [T, 7]. Raises ConversionError."""
         moved = actions[:, :6]
-        if self.actions == "poses":
+        if self.kind == "poses":
             moved = self._differences(state, moved)
         elif self.action_rotation == "euler":
             moved = np.concatenate([moved[:, :3], _axis_angles(_from_euler(moved[:, 3:]))], axis=1)
-        offsets = moved if self.actions == "offsets" else self._in_units(moved)
+        offsets = moved if self.kind == "offsets" else self._in_units(moved)
         beyond = np.abs(offsets).max(axis=1) > 1 + 1e-3
-        if self.actions == "offsets" and beyond.any():
+        if self.kind == "offsets" and beyond.any():
             at = int(np.argmax(beyond))
             raise ConversionError(
                 f"frame {at}: action {np.round(actions[at], 4).tolist()} leaves [-1, 1], so these are no offsets in the training "
-                "controller's units: give --actions metres or poses"
+                "controller's units: give --action-kind metres or poses"
             )
         self.clipped, self.frames = self.clipped + int(beyond.sum()), self.frames + len(offsets)
         self.largest = max(self.largest, float(np.abs(offsets[:, :3]).max()))
@@ -121,15 +121,15 @@ class Meaning:
 
     def conclude(self) -> None:
         """Say what only all episodes tell."""
-        if self.actions == "offsets" and self.frames and self.largest < SLOW:
-            self._say(f"the largest translation is {self.largest:.2g} of full scale: are these metres a step? Then give --actions metres")
+        if self.kind == "offsets" and self.frames and self.largest < SLOW:
+            self._say(f"the largest translation is {self.largest:.2g} of full scale: are they metres a step? Give --action-kind metres")
 
     def _in_units(self, moved: Floats) -> Floats:
         fastest = float(np.linalg.norm(moved[:, :3], axis=1).max()) * self._fps
         if fastest > FASTEST:
             at = int(np.linalg.norm(moved[:, :3], axis=1).argmax())
             raise ConversionError(
-                f"frame {at}: {fastest:.3g} m/s is no motion of an arm, so these are no metres a step: give --actions offsets or poses"
+                f"frame {at}: {fastest:.3g} m/s is no motion of an arm, so these are no metres a step: give --action-kind offsets or poses"
             )
         return np.asarray(moved / np.repeat([self.metres_per_unit, self.radians_per_unit], 3), np.float64)
 
@@ -140,7 +140,7 @@ class Meaning:
             at = int(far.argmax())
             raise ConversionError(
                 f"frame {at}: the target is {far[at]:.3g} m from the measured position, so these are no absolute poses in the state's "
-                "frame: give --actions offsets or metres"
+                "frame: give --action-kind offsets or metres"
             )
         poses = np.concatenate([state[:1, :6], targets])
         turns = np.concatenate([_quaternions(state[:1, 3:6], self.state_rotation), _quaternions(targets[:, 3:], self.action_rotation)])
