@@ -16,7 +16,7 @@ from healthy import HAND, MS, NOW, STEADY, Case, arm, poses
 from test_doctor_faults import same_signs, second_commander, sign_flips
 
 from bitvla_ros import cli
-from bitvla_ros.action_convention import ActionConvention
+from bitvla_ros.action_convention import OSC, ActionConvention
 from bitvla_ros.nodes.doctor import show
 from bitvla_ros.nodes.doctor.expected import load_expected
 from bitvla_ros.nodes.doctor.facts import Arrival, Gated
@@ -89,6 +89,15 @@ def test_a_model_in_other_units_is_found():
     case.model = replace(case.model, convention=ActionConvention(radians_per_unit=0.07))
     finding = case.findings()["units"]
     assert finding.level == "warn" and "does not say what its actions mean" in finding.found and "bitvla pack" in finding.remedy
+
+
+def test_a_model_of_another_frame_or_branch_is_found():
+    case = Case()
+    case.policy(orientation_branch=(-1.0, 0.0, 0.0, 0.0))
+    case.model = replace(case.model, convention=replace(OSC, frame="panda_link0"))
+    branch, frame = (case.findings()[name] for name in ("training branch", "training frame"))
+    assert branch.level == "fail" and branch.remedy == "set the policy's orientation_branch to [1.0, 0.0, 0.0, 0.0]"
+    assert frame.level == "warn" and frame.found == "the data's frame is 'panda_link0', the pose's 'world'"
 
 
 def test_an_empty_graph_says_where_it_looked_and_blames_nothing_else_twice():

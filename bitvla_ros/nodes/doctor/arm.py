@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from bitvla_ros.action_convention import ActionConvention
 from bitvla_ros.control.rotation import matrix, turned
 from bitvla_ros.policy.observation import are_units, state_vector
 from bitvla_ros.policy.streams import on_branch
 
-from .facts import Expected, Finding, Graph, Level, Model
+from .facts import Expected, Finding, Graph, Level, Model, Pose
 
 FINGER = 0.06  # m, more than one finger of a parallel gripper opens
 SYMMETRY = 0.004  # m between the two fingers
@@ -151,6 +152,7 @@ def check_training_range(graph: Graph, expected: Expected, model: Model | None) 
     if model is None or model.state_low is None or model.state_high is None or not graph.poses:
         return
     name, last = "training data", graph.poses[-1]
+    yield from _of_the_data(model, last, expected)
     orientation = last.orientation / max(float(np.linalg.norm(last.orientation)), 1e-9)
     branch = np.array(expected.policy["orientation_branch"], np.float64)
     if branch.any():
@@ -173,6 +175,19 @@ def check_training_range(graph: Graph, expected: Expected, model: Model | None) 
         yield Finding(name, "warn", found, remedy)
     else:
         yield Finding(name, "ok", "the end effector is where the model's training data was")
+
+
+def _of_the_data(model: Model, pose: Pose, expected: Expected) -> Iterator[Finding]:
+    """What the model's files say of the data that it was trained on, against what is set here."""
+    given = expected.policy["orientation_branch"]
+    branch = ActionConvention(orientation_branch=tuple(map(float, given)) if any(given) else None)
+    for name, stated, own in model.convention.differences(branch):
+        found = f"the policy's {name} is {own}, the data's {stated}: the opposite side, and the policy would not start"
+        yield Finding("training branch", "fail", found, f"set the policy's {name} to {list(stated)}")
+    frame = model.convention.frame
+    if frame and pose.frame and frame != pose.frame:
+        found = f"the data's frame is {frame!r}, the pose's {pose.frame!r}"
+        yield Finding("training frame", "warn", found, "the names may differ, but origin and axes must be the same")
 
 
 def _turned(orientation: NDArray[np.float64], fits: Callable[[NDArray[np.float64]], bool]) -> tuple[Level, str, str]:
