@@ -16,22 +16,24 @@ pytest.importorskip("rclpy", reason="rclpy is not installed: pip install '.[ros]
 from diagnostic_msgs.msg import DiagnosticArray
 from graph import TestGraph
 
+from bitvla_ros.nodes import transports
 from bitvla_ros.nodes.processes import LOCALHOST_ONLY, PEERS, RANGE, discovery_range, isolation, reserve_domain
 from bitvla_ros.nodes.transports import IMAGES, LOCALHOST, chosen, udp_alone
 
 ROOT = Path(__file__).resolve().parents[1]
 TRANSPORTS, PROFILES = "FASTDDS_BUILTIN_TRANSPORTS", "FASTDDS_DEFAULT_PROFILES_FILE"
+OLD_PROFILES = "FASTRTPS_DEFAULT_PROFILES_FILE"
 PORTS = re.compile(r"fast\w+_port\d+")  # of Fast DDS's shared memory, as files that a process has mapped
 
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (TRANSPORTS, PROFILES, "FASTRTPS_DEFAULT_PROFILES_FILE", RANGE, LOCALHOST_ONLY, PEERS, "RMW_IMPLEMENTATION"):
+    for name in (TRANSPORTS, PROFILES, OLD_PROFILES, RANGE, LOCALHOST_ONLY, PEERS, "RMW_IMPLEMENTATION"):
         monkeypatch.delenv(name, raising=False)
 
 
 def settings() -> tuple[str | None, str | None, str | None]:
-    profile = os.environ.get(PROFILES)
+    profile = os.environ.get(PROFILES) or os.environ.get(OLD_PROFILES)
     return os.environ.get(RANGE), profile and Path(profile).name, os.environ.get(TRANSPORTS)
 
 
@@ -39,6 +41,28 @@ def settings() -> tuple[str | None, str | None, str | None]:
 def newest(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a release that reads the discovery range."""
     monkeypatch.delenv("ROS_DISTRO", raising=False)
+
+
+@pytest.mark.parametrize(
+    ("distro", "wheels", "expected"),
+    [
+        ("kilted", (), [PROFILES]),
+        ("jazzy", (), [OLD_PROFILES]),
+        ("humble", (), [OLD_PROFILES]),
+        ("", ("ros-fastdds",), [PROFILES]),
+        ("", ("ros-fastrtps",), [OLD_PROFILES]),
+        ("", (), [PROFILES, OLD_PROFILES]),
+    ],
+)
+def test_fast_dds_is_not_given_the_variable_of_another_version(monkeypatch, distro, wheels, expected) -> None:
+    """Version 3 warns of version 2's at every start."""
+    monkeypatch.setenv("ROS_DISTRO", distro)
+    monkeypatch.setattr(transports, "_has_wheel", wheels.__contains__)
+    assert list(transports.read_by_fast_dds()) == expected
+    monkeypatch.setenv(RANGE, "LOCALHOST")
+    monkeypatch.setenv(LOCALHOST_ONLY, "1")
+    with chosen():
+        assert [name for name in (PROFILES, OLD_PROFILES) if name in os.environ] == expected
 
 
 @pytest.mark.usefixtures("newest")

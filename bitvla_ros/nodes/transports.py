@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import rclpy
@@ -23,6 +24,7 @@ from .processes import LOCALHOST_ONLY, PEERS, RANGE, discovery_range
 
 _TRANSPORTS = "FASTDDS_BUILTIN_TRANSPORTS"
 _PROFILES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")  # of Fast DDS 3 and 2
+_WITH_FAST_DDS_2 = ("humble", "iron", "jazzy")
 FAST_DDS = "rmw_fastrtps"  # the default, and how its variants begin
 IMAGES = "fastdds.xml"  # in config/
 LOCALHOST = "fastdds_localhost.xml"  # beside this file
@@ -41,7 +43,7 @@ def chosen() -> Iterator[None]:
         changes = dict.fromkeys(_PROFILES)
         fast_dds = os.environ.get("RMW_IMPLEMENTATION", FAST_DDS).startswith(FAST_DDS)  # no other reads our profile in place of the range
         if fast_dds and discovery_range(os.environ) == "LOCALHOST" and not os.environ.get(PEERS):
-            changes = dict.fromkeys(_PROFILES, str(Path(__file__).with_name(LOCALHOST)))
+            changes |= dict.fromkeys(read_by_fast_dds(), str(Path(__file__).with_name(LOCALHOST)))
             changes |= {RANGE: "SYSTEM_DEFAULT", LOCALHOST_ONLY: None, _TRANSPORTS: "SHM"}
     with _environment(changes):
         yield
@@ -71,6 +73,21 @@ class Sender:
     def close(self) -> None:
         self.node.destroy_node()
         self._context.try_shutdown()
+
+
+def read_by_fast_dds() -> tuple[str, ...]:
+    """The variable that names its file of profiles; both where its version is not known, since version 3 warns of version 2's."""
+    distro, (of_3, of_2) = os.environ.get("ROS_DISTRO"), _PROFILES
+    if distro in _WITH_FAST_DDS_2 or (not distro and _has_wheel("ros-fastrtps")):
+        return (of_2,)
+    return (of_3,) if distro or _has_wheel("ros-fastdds") else _PROFILES
+
+
+def _has_wheel(name: str) -> bool:
+    try:
+        return bool(version(name))
+    except PackageNotFoundError:
+        return False
 
 
 def _profile() -> str:
