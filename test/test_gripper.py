@@ -357,7 +357,7 @@ def test_an_action_of_another_kind_is_named(graph: TestGraph) -> None:
 def test_live_mode_is_refused_where_no_node_takes_the_grippers_commands(graph: TestGraph) -> None:
     cell = Cell(graph, "live", **{"gripper.topic": "fingers"})
     graph.wait(lambda: "no node subscribes to /fingers" in cell.enable().message, "the refusal")
-    assert cell.publishers() == 0 and graph.node.count_publishers("/fingers") == 0
+    graph.wait(lambda: cell.publishers() == graph.node.count_publishers("/fingers") == 0, "the end of what the refused try had made")
     heard = graph.collect(Float64, "fingers", LATCHED)
     graph.wait(lambda: cell.enable().success, "live mode")
     cell.begin()
@@ -371,7 +371,7 @@ def test_live_mode_with_an_action_of_control_msgs(graph: TestGraph, kind: str) -
     changes = {"gripper.kind": kind, "gripper.action": "fingers", "gripper.joint": "knuckle", "gripper.effort": 20.0}
     cell = Cell(graph, "live", **changes)
     graph.wait(lambda: "there is no server of the action fingers" in cell.enable().message, "the refusal")
-    assert cell.publishers() == 0
+    graph.wait(lambda: cell.publishers() == 0, "the end of what the refused try had made")
     server = Server(graph, kind, "abort stalled")
     try:
         graph.wait(lambda: cell.enable().success, "live mode")

@@ -146,7 +146,8 @@ def test_live(graph: TestGraph) -> None:
     cell = Cell(graph, "live")
     refused = cell.outcome(cell.begin())
     assert refused.outcome == Result.FAULT and "call the service enable" in refused.reason
-    assert cell.publishers() == 0 and not cell.targets
+    graph.wait(lambda: cell.publishers() == 0, "no publisher of setpoints")
+    assert not cell.targets
 
     stranger = cell.node.create_publisher(PoseStamped, "target_pose", COMMAND)
     graph.wait(lambda: cell.publishers() == 1, "the stranger")
